@@ -1,0 +1,6 @@
+"""Features: what rollouts and ground truth look like to a frozen network."""
+
+from components.features.extractor import HiddenStateFeatures
+from components.features.networks import FeatureNetwork, FrozenNetwork
+
+__all__ = ["FeatureNetwork", "FrozenNetwork", "HiddenStateFeatures"]

@@ -1,0 +1,56 @@
+"""Feature networks: who reads rollouts and ground truth, and gives back hidden states.
+
+A network reads the packed sequence in one forward, as the policy does, and stops after its deepest tap: no final norm, no
+head. It never trains.
+"""
+
+import copy
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchtune.modules import TransformerDecoder
+
+from components.blocks import PackedAttention, PackedLayout, install
+from components.models import hidden_states
+from components.types import Batch, Rollouts
+
+
+class FeatureNetwork(Protocol):
+    """Hidden states of a packed batch."""
+
+    num_layers: int
+
+    def keep_layers(self, depth: int) -> None:
+        """Only the first ``depth`` layers will be asked for: free the others."""
+
+    def __call__(self, batch: Batch, rollouts: Rollouts, taps: tuple[int, ...]) -> tuple[PackedLayout, list[Tensor]]:
+        """The layout of the packed sequence, and ``[B, S, width]`` after each of the layers ``taps`` (1 is the first)."""
+
+
+class FrozenNetwork(nn.Module):
+    """A frozen copy of a decoder (paper: of the policy before training; after a warm start, of the base model).
+
+    Args:
+        decoder: copied, so that it may be the very one the policy trains.
+    """
+
+    def __init__(self, decoder: TransformerDecoder) -> None:
+        super().__init__()
+        self.decoder = copy.deepcopy(decoder)
+        self.decoder.norm = self.decoder.output = nn.Identity()
+        self.decoder.requires_grad_(False).eval()
+        install(self.decoder)
+        self.num_layers = len(self.decoder.layers)
+
+    def keep_layers(self, depth: int) -> None:
+        """Cut the network after layer ``depth``; ``num_layers`` still tells how deep it was."""
+        self.decoder.layers = self.decoder.layers[:depth]
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, rollouts: Rollouts, taps: tuple[int, ...]) -> tuple[PackedLayout, list[Tensor]]:
+        """See :class:`FeatureNetwork`; hidden states come in the weights' dtype."""
+        _, n, _, G = rollouts.tokens.shape
+        layout = PackedLayout(doc_ids=batch.doc_ids, anchors=rollouts.anchors, num_samples=n, block_len=G)
+        tokens = layout.pack(batch.tokens, rollouts.tokens)
+        return layout, hidden_states(self.decoder, tokens, layout.positions(), PackedAttention(layout), taps)

@@ -1,0 +1,27 @@
+"""Models: Hugging Face directory -> torchtune decoder -> policy."""
+
+from components.models.decoder import (
+    build_decoder,
+    from_hf,
+    hidden_states,
+    load_decoder,
+    parse_dtype,
+    read_config,
+    read_weights,
+    to_hf,
+)
+from components.models.policy import Draw, Drawn, Policy
+
+__all__ = [
+    "Draw",
+    "Drawn",
+    "Policy",
+    "build_decoder",
+    "from_hf",
+    "hidden_states",
+    "load_decoder",
+    "parse_dtype",
+    "read_config",
+    "read_weights",
+    "to_hf",
+]

@@ -1,0 +1,237 @@
+"""From a Hugging Face checkpoint directory to a torchtune decoder, and back.
+
+The families are those whose torchtune builder computes what their ``config.json`` says: llama (1 to 3.2, SmolLM2), qwen2
+(and 2.5), mistral. Anything a builder would silently ignore (rope scaling of another kind, attention biases, another
+activation) is refused here by name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
+from torchtune.models.llama3_1 import Llama3ScaledRoPE
+from torchtune.models.llama3_2._component_builders import llama3_2
+from torchtune.models.mistral._component_builders import mistral
+from torchtune.models.qwen2._component_builders import qwen2
+from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune_to_hf
+from torchtune.modules import TransformerDecoder
+
+from components.blocks import AttentionPattern
+
+_FAMILIES = ("llama", "mistral", "qwen2")
+_DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+
+
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """``"fp32"`` or ``"bf16"`` (or the torch dtype itself) as a torch dtype.
+
+    Raises:
+        ValueError: any other dtype.
+    """
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype!r} is not supported; choose 'fp32' or 'bf16'")
+        return _DTYPES[dtype]
+    return dtype
+
+
+def read_config(checkpoint_dir: str | Path) -> dict[str, Any]:
+    """``config.json`` of a Hugging Face checkpoint.
+
+    Raises:
+        ValueError: no such directory, no ``config.json`` in it, or one that is not JSON.
+    """
+    path = Path(checkpoint_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no config.json in checkpoint_dir '{checkpoint_dir}'; it should be a Hugging Face model directory "
+            "(config.json, *.safetensors, tokenizer.json), as `tune download` or `python -m components.prepare` makes"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download the checkpoint again") from error
+
+
+def build_decoder(config: Mapping[str, Any], *, max_seq_len: int | None = None) -> TransformerDecoder:
+    """An uninitialised torchtune decoder for a Hugging Face ``config``, on the current default device and dtype.
+
+    Args:
+        config: contents of ``config.json``.
+        max_seq_len: length of the rope cache; the model's own limit by default. A mistral with a sliding window is
+            limited to that window, since nothing here slides.
+
+    Raises:
+        ValueError: a family or a setting that torchtune's builders do not compute.
+    """
+    family = config.get("model_type")
+    if family not in _FAMILIES:
+        raise ValueError(f"model_type {family!r} in config.json is not supported; choose one of {', '.join(_FAMILIES)}")
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    refused = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "head_dim": (config.get("head_dim") or width // heads) != width // heads,
+        "attention_bias": bool(config.get("attention_bias")) and family != "qwen2",
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "use_sliding_window": bool(config.get("use_sliding_window")),
+        "rope_scaling": _rope_type(config) not in (("default", "llama3") if family == "llama" else ("default",)),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings")) and family == "mistral",
+    }
+    for key, refuse in refused.items():
+        if refuse:
+            raise ValueError(
+                f"{key} {config[key]!r} in config.json is not supported for model_type {family!r}; "
+                "use a checkpoint without it"
+            )
+    limit = config["max_position_embeddings"]
+    if family == "mistral" and config.get("sliding_window"):
+        limit = min(limit, config["sliding_window"])
+    shape = {
+        "vocab_size": config["vocab_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "embed_dim": width,
+        "intermediate_dim": config["intermediate_size"],
+        "max_seq_len": min(max_seq_len, limit) if max_seq_len else limit,
+        "norm_eps": config["rms_norm_eps"],
+        "rope_base": int(config.get("rope_theta", 10_000)),
+    }
+    if family == "mistral":
+        return mistral(**shape)
+    tied = bool(config.get("tie_word_embeddings", False))
+    if family == "qwen2":
+        return qwen2(**shape, tie_word_embeddings=tied)
+    decoder = llama3_2(**shape, scale_factor=1, tie_word_embeddings=tied)
+    if _rope_type(config) == "llama3":
+        _scale_rope(decoder, config["rope_scaling"])
+    return decoder
+
+
+def _rope_type(config: Mapping[str, Any]) -> str:
+    scaling = config.get("rope_scaling") or {}
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
+def _scale_rope(decoder: TransformerDecoder, scaling: Mapping[str, Any]) -> None:
+    plain = decoder.layers[0].attn.pos_embeddings
+    scaled = Llama3ScaledRoPE(
+        dim=plain.dim,
+        max_seq_len=plain.max_seq_len,
+        base=plain.base,
+        scale_factor=scaling["factor"],
+        low_freq_factor=scaling["low_freq_factor"],
+        high_freq_factor=scaling["high_freq_factor"],
+        old_context_len=scaling["original_max_position_embeddings"],
+    )
+    for layer in decoder.layers:
+        layer.attn.pos_embeddings = scaled
+
+
+def load_decoder(
+    checkpoint_dir: str | Path, dtype: torch.dtype | str = torch.float32, *, max_seq_len: int | None = None
+) -> TransformerDecoder:
+    """The decoder of a Hugging Face directory (``config.json`` and ``*.safetensors``), with its weights in ``dtype``.
+
+    Args:
+        checkpoint_dir: llama, qwen2 or mistral.
+        dtype: of the weights. A policy that is trained wants float32 (see ``docs``): at a learning rate of 1e-6 a
+            bfloat16 weight does not move.
+        max_seq_len: see :func:`build_decoder`.
+
+    Raises:
+        ValueError: a missing, damaged or unsupported checkpoint.
+    """
+    config = read_config(checkpoint_dir)
+    weights = from_hf(read_weights(checkpoint_dir), config)
+    with torch.device("meta"):
+        decoder = build_decoder(config, max_seq_len=max_seq_len)
+    expected = {name: value.shape for name, value in decoder.state_dict().items()}
+    missing = sorted(expected.keys() - weights.keys())
+    wrong = sorted(name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape)
+    if missing or wrong or len(weights) > len(expected):
+        unexpected = sorted(weights.keys() - expected.keys())
+        raise ValueError(
+            f"weights in '{checkpoint_dir}' do not fit its config.json "
+            f"(missing: {missing[:3]}, unexpected: {unexpected[:3]}, of another shape: {wrong[:3]}); download it again"
+        )
+    decoder.load_state_dict({name: value.to(parse_dtype(dtype)) for name, value in weights.items()}, assign=True)
+    for layer in decoder.layers:
+        layer.attn.pos_embeddings.to_empty(device="cpu").rope_init()
+    return decoder.requires_grad_(True)
+
+
+def read_weights(checkpoint_dir: str | Path) -> dict[str, Tensor]:
+    """All tensors of the ``*.safetensors`` files of a directory (one, or several with an index), as they are named there."""
+    files = sorted(Path(checkpoint_dir).glob("*.safetensors"))
+    index = Path(checkpoint_dir) / "model.safetensors.index.json"
+    if index.is_file():
+        files = [
+            Path(checkpoint_dir) / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        ]
+    if not files:
+        raise ValueError(
+            f"no *.safetensors in checkpoint_dir '{checkpoint_dir}'; convert or download the checkpoint again"
+        )
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights.update(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); download the checkpoint again") from error
+    return weights
+
+
+def from_hf(weights: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights by torchtune's names, from weights by Hugging Face's."""
+    if config.get("tie_word_embeddings"):
+        weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
+    return _convert(weights, config, hf_to_tune, qwen2_hf_to_tune)
+
+
+def to_hf(weights: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights by Hugging Face's names, from weights by torchtune's: what :func:`load_decoder` and transformers read."""
+    converted = _convert(weights, config, tune_to_hf, qwen2_tune_to_hf)
+    return {name: value.contiguous() for name, value in converted.items()}
+
+
+def _convert(weights: dict[str, Tensor], config: Mapping[str, Any], plain: Any, qwen: Any) -> dict[str, Tensor]:
+    heads = config["num_attention_heads"]
+    shape = {
+        "num_heads": heads,
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "dim": config["hidden_size"],
+    }
+    try:
+        if config["model_type"] == "qwen2":
+            return qwen(weights, **shape, tie_word_embeddings=bool(config.get("tie_word_embeddings")))
+        return plain(weights, **shape)
+    except Exception as error:
+        raise ValueError(f"weights do not belong to a {config['model_type']} checkpoint ({error})") from error
+
+
+def hidden_states(
+    decoder: nn.Module, tokens: Tensor, positions: Tensor, pattern: AttentionPattern, taps: tuple[int, ...]
+) -> list[Tensor]:
+    """Hidden states after the blocks numbered ``taps`` (1 is the first; 0 the embeddings), each ``[B, S, width]``.
+
+    Args:
+        decoder: anything with ``tok_embeddings`` and ``layers``, prepared by ``components.blocks.install``.
+        tokens: ``[B, S]`` long.
+        positions: ``[B, S]`` long, for rope.
+        pattern: who sees whom.
+        taps: ascending; layers past the last are not run.
+    """
+    h = decoder.tok_embeddings(tokens)
+    states = [h] if 0 in taps else []
+    for depth, layer in enumerate(decoder.layers[: taps[-1]], start=1):
+        h = layer(h, mask=pattern, input_pos=positions)
+        if depth in taps:
+            states.append(h)
+    return states

@@ -1,0 +1,177 @@
+"""The language model as the pipeline sees it: log-probs of rollouts, and the two calls that draw them.
+
+``Policy`` is the FSDP root. Its three methods (``forward``, ``prefill``, ``decode``) are the only places where its weights
+are read, so each can run inside FSDP's hooks (``components.training.distributed`` registers the latter two).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchtune.modules import TransformerDecoder
+from torchtune.modules.tied_linear import TiedLinear
+
+from components.blocks import DecodeAttention, KVCache, PackedAttention, PackedLayout, PrefillAttention, install
+from components.models.decoder import hidden_states
+from components.types import Batch, Logprobs, Rollouts
+
+# Elements of the largest logits tensor that is ever formed (float32: 64 MiB). The vocabulary decides how many rows that is.
+_LOGITS_ELEMENTS = 1 << 24
+
+# Draws tokens [R, m] and their log-probs [R, m] from logits [R, V], with one uniform number [R, m] per draw.
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Drawn(NamedTuple):
+    """One drawn token per block: ``tokens`` ``[B, n, K]`` long and ``logprobs`` ``[B, n, K]`` float32."""
+
+    tokens: Tensor
+    logprobs: Tensor
+
+
+class Policy(nn.Module):
+    """A torchtune decoder that scores and draws blocks.
+
+    Args:
+        decoder: from :func:`components.models.load_decoder` or any torchtune builder; used in place, not copied.
+    """
+
+    def __init__(self, decoder: TransformerDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        install(decoder)
+
+    def forward(self, batch: Batch, rollouts: Rollouts, temperature: float, with_target: bool = False) -> Logprobs:
+        """Log-probs of every rollout token, from one packed forward.
+
+        The first token of a block is predicted by the last token of its prefix, the others by their predecessor in the
+        block. A block's last token predicts nothing and is left out of the packed sequence.
+
+        Args:
+            batch: ``[B, L]`` ground truth.
+            rollouts: ``[B, n, K, G]`` blocks at its anchors.
+            temperature: what the logits of rollout tokens are divided by; the rollouts' own (above 0).
+            with_target: also give the log-probs of the ground truth (at temperature 1).
+
+        Raises:
+            ValueError: a temperature of 0 or below, or positions past what the model was built for.
+        """
+        if temperature <= 0:
+            raise ValueError(f"log-probs at temperature {temperature} are not defined; give one above 0")
+        B, n, K, G = rollouts.tokens.shape
+        layout = PackedLayout(doc_ids=batch.doc_ids, anchors=rollouts.anchors, num_samples=n, block_len=G - 1)
+        h = self._hidden(
+            layout.pack(batch.tokens, rollouts.tokens[..., :-1]), layout.positions(), PackedAttention(layout)
+        )
+        first = self._logprobs(
+            _gather(h, rollouts.anchors - 1), rollouts.tokens[..., 0].transpose(1, 2), temperature
+        )  # [B, K, n]
+        later = self._logprobs(layout.unpack(h), rollouts.tokens[..., 1:, None], temperature)[..., 0]
+        target = None
+        if with_target:
+            target = self._logprobs(h[:, : layout.prompt_len - 1], batch.tokens[:, 1:, None], 1.0)[..., 0]
+        return Logprobs(rollout=torch.cat((first.transpose(1, 2)[..., None], later), dim=-1), target=target)
+
+    @torch.no_grad()
+    def prefill(self, batch: Batch, layout: PackedLayout, cache: KVCache, uniforms: Tensor, draw: Draw) -> Drawn:
+        """Read the prompt once, keep its keys and values, and draw the first token of every block.
+
+        Args:
+            batch: ``[B, L]`` ground truth.
+            layout: of the blocks to draw.
+            cache: empty.
+            uniforms: ``[B, n, K]`` in [0, 1).
+            draw: how tokens are drawn from logits.
+        """
+        prompt = PackedLayout(
+            doc_ids=batch.doc_ids, anchors=layout.anchors, num_samples=layout.num_samples, block_len=0
+        )
+        h = self._hidden(batch.tokens, prompt.positions(), PrefillAttention(prompt, cache))
+        tokens, logprobs = self._draw(_gather(h, layout.anchors - 1), uniforms.transpose(1, 2), draw)  # [B, K, n]
+        return Drawn(tokens.transpose(1, 2), logprobs.transpose(1, 2))
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: Tensor, step: int, layout: PackedLayout, cache: KVCache, uniforms: Tensor, draw: Draw
+    ) -> Drawn:
+        """Append ``tokens`` to their blocks and draw the next.
+
+        Args:
+            tokens: ``[B, n, K]`` long, token ``step`` of every block.
+            step: 0 for the first call.
+            layout: as given to :meth:`prefill`.
+            cache: as left by :meth:`prefill` and the calls before.
+            uniforms: ``[B, n, K]`` in [0, 1).
+            draw: how tokens are drawn from logits.
+        """
+        B, n, K = tokens.shape
+        # Anchor-major, as in the packed layout.
+        positions = (layout.anchors[:, :, None] + step).expand(B, K, n).flatten(1)
+        pattern = DecodeAttention(layout, cache, step)
+        h = self._hidden(tokens.transpose(1, 2).flatten(1), positions, pattern).view(B, K, n, -1)
+        drawn, logprobs = self._draw(h, uniforms.transpose(1, 2)[..., None], draw)
+        return Drawn(drawn[..., 0].transpose(1, 2), logprobs[..., 0].transpose(1, 2))
+
+    @property
+    def kv_heads(self) -> int:
+        """Distinct key/value heads, for the cache."""
+        return self.decoder.layers[0].attn.num_kv_heads
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences that reach past what rope was built for.
+
+        Raises:
+            ValueError: ``length`` exceeds the decoder's ``max_seq_len``.
+        """
+        if length > self.decoder.max_seq_len:
+            raise ValueError(
+                f"sequence and rollout reach position {length}, the model was built for {self.decoder.max_seq_len}; "
+                "shorten dataset.seq_len or generator.rollout_len"
+            )
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, pattern: object) -> Tensor:
+        decoder = self.decoder
+        (h,) = hidden_states(decoder, tokens, positions, pattern, taps=(len(decoder.layers),))  # type: ignore[arg-type]
+        return decoder.norm(h)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[R, V]``: a product in bfloat16 would leave a log-prob 8 bits."""
+        output = self.decoder.output
+        if isinstance(output, TiedLinear):
+            return F.linear(hidden.float(), output.tied_module.weight.float())
+        if type(output) is nn.Linear:
+            return F.linear(hidden.float(), output.weight.float())
+        return output(hidden).float()
+
+    def _logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """Log-probs ``[..., m]`` float32 of ``tokens`` ``[..., m]`` given ``hidden`` ``[..., width]``, in chunks of rows."""
+
+        def chunk(hidden: Tensor, tokens: Tensor) -> Tensor:
+            logits = self._logits(hidden.float() / temperature)
+            return logits.gather(1, tokens) - logits.logsumexp(dim=-1, keepdim=True)
+
+        if tokens.numel() == 0:
+            return hidden.new_zeros(tokens.shape, dtype=torch.float32)
+        rows, flat = hidden.flatten(0, -2), tokens.flatten(0, -2)
+        # Recomputed in the backward: only one chunk of logits exists at a time, in either direction.
+        parts = [checkpoint(chunk, rows[r], flat[r], use_reentrant=False) for r in self._chunks(len(rows))]
+        return torch.cat(parts).view(tokens.shape)
+
+    def _draw(self, hidden: Tensor, uniforms: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """``draw`` over rows ``hidden`` ``[..., width]`` and ``uniforms`` ``[..., m]``, in chunks."""
+        rows, flat = hidden.flatten(0, -2), uniforms.flatten(0, -2)
+        parts = [draw(self._logits(rows[r]), flat[r]) for r in self._chunks(len(rows))]
+        tokens, logprobs = (torch.cat(part).view(uniforms.shape) for part in zip(*parts, strict=True))
+        return tokens, logprobs
+
+    def _chunks(self, rows: int) -> Iterator[slice]:
+        size = max(1, _LOGITS_ELEMENTS // self.decoder.tok_embeddings.num_embeddings)
+        return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _gather(h: Tensor, index: Tensor) -> Tensor:
+    """``h`` ``[B, S, width]`` at ``index`` ``[B, K]``: ``[B, K, width]``."""
+    return h.gather(1, index[..., None].expand(-1, -1, h.shape[-1]))

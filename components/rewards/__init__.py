@@ -1,0 +1,6 @@
+"""Rewards: how good a rollout is."""
+
+from components.rewards.energy import FeatureMatchingReward
+from components.rewards.whitening import Whitened, Whitening, whiten
+
+__all__ = ["FeatureMatchingReward", "Whitened", "Whitening", "whiten"]

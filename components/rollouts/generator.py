@@ -1,0 +1,104 @@
+"""Strided block-parallel sampling: several short continuations at many points of every text at once (paper, section 3)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from components.blocks import Anchors, KVCache, PackedLayout
+from components.models import Policy
+from components.rollouts.sampling import Sampler
+from components.types import Batch, Rollouts
+
+
+class BlockParallelGenerator:
+    """Draws ``num_samples`` rollouts of ``rollout_len`` tokens at every anchor of every row.
+
+    The prompt is read once for all samples; each further token costs one forward of ``n * K`` tokens against a cache. The
+    same generator draws whole completions (:class:`CompletionAnchor` with stop tokens) and, greedy, serves evaluation.
+
+    Args:
+        anchors: where blocks start.
+        rollout_len: ``G``, tokens of a rollout (paper: 8 for code, 4 for translation).
+        num_samples: ``n``, rollouts per anchor (paper: 4).
+        temperature: of sampling, and of the log-probs that are trained on (paper: 0.6). 0 is greedy, for evaluation.
+        top_p: nucleus sampling; below 1, log-probs are still those of the whole distribution.
+        top_k: keep this many tokens, 0 for all.
+        stop_tokens: a rollout ends with the first of these; what follows is masked.
+
+    Raises:
+        ValueError: lengths or counts below 1, or what :class:`Sampler` refuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        anchors: Anchors,
+        rollout_len: int,
+        num_samples: int,
+        temperature: float,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> None:
+        if rollout_len < 1:
+            raise ValueError(f"rollout_len is {rollout_len}; a rollout has at least 1 token")
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; draw at least 1 rollout per anchor")
+        self.anchors = anchors
+        self.rollout_len = rollout_len
+        self.num_samples = num_samples
+        self.temperature = temperature
+        self.stop_tokens = list(stop_tokens or [])
+        self._sampler = Sampler(temperature=temperature, top_p=top_p, top_k=top_k)
+
+    def __call__(self, policy: Policy, batch: Batch, rng: torch.Generator) -> Rollouts:
+        """Rollouts of ``batch``.
+
+        Args:
+            policy: what is sampled.
+            batch: ``[B, L]``.
+            rng: source of one uniform number per token, consumed sequence by sequence and sample by sample: batches drawn
+                one after the other get what they would have got in one, and so do samples.
+
+        Raises:
+            ValueError: rows too short for a block, or longer than the model can read.
+        """
+        anchors = self.anchors(batch, self.rollout_len)
+        positions, n, G = anchors.positions, self.num_samples, self.rollout_len
+        policy.check_length(max(batch.tokens.shape[1], int(positions.max()) + G))
+        B, K = positions.shape
+        uniforms = torch.rand(B, n, K, G, generator=rng, device=rng.device).to(batch.tokens.device)
+        layout = PackedLayout(doc_ids=batch.doc_ids, anchors=positions, num_samples=n, block_len=G)
+        cache = KVCache(kv_heads=policy.kv_heads, block_len=G - 1)
+
+        drawn = [policy.prefill(batch, layout, cache, uniforms[..., 0], self._sampler)]
+        open_blocks = self._still_open(anchors.mask[:, None].expand(B, n, K), drawn[-1].tokens)
+        masks = [anchors.mask[:, None].expand(B, n, K)]
+        for step in range(1, G):
+            if self.stop_tokens and _nowhere(open_blocks):
+                break
+            masks.append(open_blocks)
+            drawn.append(policy.decode(drawn[-1].tokens, step - 1, layout, cache, uniforms[..., step], self._sampler))
+            open_blocks = self._still_open(open_blocks, drawn[-1].tokens)
+
+        missing = G - len(drawn)
+        tokens = torch.stack([step.tokens for step in drawn] + [drawn[-1].tokens] * missing, dim=-1)
+        logprobs = torch.stack([step.logprobs for step in drawn] + [drawn[-1].logprobs] * missing, dim=-1)
+        mask = torch.stack(masks + [torch.zeros_like(masks[0])] * missing, dim=-1)
+        return Rollouts(tokens=tokens, mask=mask, anchors=positions, logprobs=logprobs)
+
+    def _still_open(self, open_blocks: Tensor, tokens: Tensor) -> Tensor:
+        """Which blocks go on after ``tokens``, ``[B, n, K]`` bool."""
+        if not self.stop_tokens:
+            return open_blocks
+        return open_blocks & ~torch.isin(tokens, torch.tensor(self.stop_tokens, device=tokens.device))
+
+
+def _nowhere(open_blocks: Tensor) -> bool:
+    """True if no block is open on any rank: all ranks must leave the loop together, since its calls are collective."""
+    anywhere = open_blocks.any().int()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+    return not bool(anywhere)
