@@ -22,10 +22,15 @@ class TokenCounts:
     @staticmethod
     def of(batch: Batch, rollouts: Rollouts) -> "TokenCounts":
         """The counts of one micro-batch."""
-        return TokenCounts(rollout=rollouts.mask.sum().double(), target=batch.target_mask[:, 1:].sum().double())
+        return TokenCounts(rollout=rollouts.mask.sum().double(), target=learned_tokens(batch).sum().double())
 
     def __add__(self, other: "TokenCounts") -> "TokenCounts":
         return TokenCounts(rollout=self.rollout + other.rollout, target=self.target + other.target)
+
+
+def learned_tokens(batch: Batch) -> Tensor:
+    """``[B, L-1]`` bool over ``logprobs.target``: tokens that are learned from and have a predecessor in their document."""
+    return batch.target_mask[:, 1:] & (batch.doc_ids[:, 1:] == batch.doc_ids[:, :-1])
 
 
 class PolicyGradientLoss:
@@ -78,7 +83,7 @@ class PolicyGradientLoss:
         policy = -_masked_sum(advantages[..., None] * ratio, rollouts.mask) / counts.rollout.clamp(min=1)
         loss, metrics = self.rl_coef * policy, {"policy_loss": float(policy.detach())}
         if logprobs.target is not None:
-            cross_entropy = -_masked_sum(logprobs.target, batch.target_mask[:, 1:]) / counts.target.clamp(min=1)
+            cross_entropy = -_masked_sum(logprobs.target, learned_tokens(batch)) / counts.target.clamp(min=1)
             metrics["cross_entropy"] = float(cross_entropy.detach())
             if self.uses_target:
                 loss = loss + self.ce_coef * cross_entropy
