@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torchtune.modules import TransformerDecoder
 
 from components.blocks.cache import KVCache
 from components.blocks.layout import PackedLayout
@@ -33,7 +34,7 @@ class AttentionPattern(Protocol):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
-def install(decoder: nn.Module) -> None:
+def install(decoder: TransformerDecoder) -> None:
     """Let every layer of a torchtune decoder take an :class:`AttentionPattern` as its mask (other masks work as before)."""
     for index, layer in enumerate(decoder.layers):
         inner = layer.attn._attention_call

@@ -62,7 +62,7 @@ class HiddenStateFeatures:
         rollouts do.
 
         Raises:
-            ValueError: non-finite features (naming the first block).
+            FloatingPointError: non-finite features (naming the first block).
         """
         layout, states = self.network(batch, rollouts, self.taps)
         index, in_prompt = target_windows(rollouts.anchors, rollouts.tokens.shape[-1], layout.prompt_len)
@@ -137,7 +137,7 @@ def _require_finite(features: Features) -> None:
         if not bool(finite.all()):
             where = (~finite).nonzero()[0].tolist()
             block = where[2] if name == "rollout" else where[1]
-            raise ValueError(
+            raise FloatingPointError(
                 f"non-finite {name} features at sequence {where[0]}, block {block}: the feature network overflowed; "
                 "use dtype bf16 or fp32 for it and check its checkpoint"
             )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama3_1 import Llama3ScaledRoPE
 from torchtune.models.llama3_2._component_builders import llama3_2
@@ -217,12 +217,12 @@ def _convert(weights: dict[str, Tensor], config: Mapping[str, Any], plain: Any, 
 
 
 def hidden_states(
-    decoder: nn.Module, tokens: Tensor, positions: Tensor, pattern: AttentionPattern, taps: tuple[int, ...]
+    decoder: TransformerDecoder, tokens: Tensor, positions: Tensor, pattern: AttentionPattern, taps: tuple[int, ...]
 ) -> list[Tensor]:
     """Hidden states after the blocks numbered ``taps`` (1 is the first; 0 the embeddings), each ``[B, S, width]``.
 
     Args:
-        decoder: anything with ``tok_embeddings`` and ``layers``, prepared by ``components.blocks.install``.
+        decoder: prepared by ``components.blocks.install``; its norm and head are not used.
         tokens: ``[B, S]`` long.
         positions: ``[B, S]`` long, for rope.
         pattern: who sees whom.

@@ -14,7 +14,15 @@ from torch.utils.checkpoint import checkpoint
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.tied_linear import TiedLinear
 
-from components.blocks import DecodeAttention, KVCache, PackedAttention, PackedLayout, PrefillAttention, install
+from components.blocks import (
+    AttentionPattern,
+    DecodeAttention,
+    KVCache,
+    PackedAttention,
+    PackedLayout,
+    PrefillAttention,
+    install,
+)
 from components.models.decoder import hidden_states
 from components.types import Batch, Logprobs, Rollouts
 
@@ -72,7 +80,8 @@ class Policy(nn.Module):
         later = self._logprobs(layout.unpack(h), rollouts.tokens[..., 1:, None], temperature)[..., 0]
         target = None
         if with_target:
-            target = self._logprobs(h[:, : layout.prompt_len - 1], batch.tokens[:, 1:, None], 1.0)[..., 0]
+            # A copy: FSDP hooks its backward onto what forward returns, and warns of views.
+            target = self._logprobs(h[:, : layout.prompt_len - 1], batch.tokens[:, 1:, None], 1.0)[..., 0].clone()
         return Logprobs(rollout=torch.cat((first.transpose(1, 2)[..., None], later), dim=-1), target=target)
 
     @torch.no_grad()
@@ -132,9 +141,9 @@ class Policy(nn.Module):
                 "shorten dataset.seq_len or generator.rollout_len"
             )
 
-    def _hidden(self, tokens: Tensor, positions: Tensor, pattern: object) -> Tensor:
+    def _hidden(self, tokens: Tensor, positions: Tensor, pattern: AttentionPattern) -> Tensor:
         decoder = self.decoder
-        (h,) = hidden_states(decoder, tokens, positions, pattern, taps=(len(decoder.layers),))  # type: ignore[arg-type]
+        (h,) = hidden_states(decoder, tokens, positions, pattern, taps=(len(decoder.layers),))
         return decoder.norm(h)
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class FeatureMatchingReward:
         tolerance: singular values of a block's features below this share of the largest count as zero.
 
     Raises:
-        ValueError: an unknown ``whitening``, ``tolerance`` outside [0, 1), or (when called) non-finite features.
+        ValueError: an unknown ``whitening``, or ``tolerance`` outside [0, 1).
+        FloatingPointError: non-finite features (when called).
     """
 
     def __init__(
@@ -114,6 +115,6 @@ def _require_finite(rollout: Tensor, target: Tensor) -> None:
     finite = rollout.flatten(2).isfinite().all(dim=-1) & target.flatten(2).isfinite().all(dim=-1)
     if not bool(finite.all()):
         sequence, block = (~finite).nonzero()[0].tolist()
-        raise ValueError(
+        raise FloatingPointError(
             f"non-finite features at sequence {sequence}, block {block}; check the feature network's dtype and checkpoint"
         )

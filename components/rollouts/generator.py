@@ -64,6 +64,7 @@ class BlockParallelGenerator:
 
         Raises:
             ValueError: rows too short for a block, or longer than the model can read.
+            FloatingPointError: logits that are not finite.
         """
         anchors = self.anchors(batch, self.rollout_len)
         positions, n, G = anchors.positions, self.num_samples, self.rollout_len
@@ -87,6 +88,8 @@ class BlockParallelGenerator:
         tokens = torch.stack([step.tokens for step in drawn] + [drawn[-1].tokens] * missing, dim=-1)
         logprobs = torch.stack([step.logprobs for step in drawn] + [drawn[-1].logprobs] * missing, dim=-1)
         mask = torch.stack(masks + [torch.zeros_like(masks[0])] * missing, dim=-1)
+        if not bool(logprobs.isfinite().all()):
+            raise FloatingPointError("the policy's logits are not finite: its weights have diverged")
         return Rollouts(tokens=tokens, mask=mask, anchors=positions, logprobs=logprobs)
 
     def _still_open(self, open_blocks: Tensor, tokens: Tensor) -> Tensor:

@@ -65,4 +65,6 @@ def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # Rounding may lift a uniform next to 1 onto the total itself, past the last token that has any mass.
     below_total = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(cumulative, torch.minimum(uniforms * total, below_total), right=True)
+    points = torch.minimum(uniforms * total, below_total).contiguous()
+    # Only logits that are not numbers lead past the vocabulary; the generator reports those.
+    return torch.searchsorted(cumulative, points, right=True).clamp(max=probs.shape[-1] - 1)

@@ -1,0 +1,125 @@
+"""Documents laid end to end and cut into rows of one length, which is how raw text is trained on.
+
+What makes one document differ from the next (``Batch.doc_ids``) is decided here; who may see whom because of it is
+decided in ``components.blocks``.
+"""
+
+import hashlib
+from array import array
+from functools import cached_property
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchtune.utils import get_logger, log_rank_zero
+
+from components.data.tokenizer import Tokenizer
+
+_DOCUMENTS_AT_ONCE = 256
+
+
+class PackedText(Dataset[dict[str, Tensor]]):
+    """Rows of exactly ``seq_len`` tokens, cut from all documents in their order.
+
+    A document that a row's end cuts goes on in the next row. Documents of a row are numbered 0, 1, 2... from its start.
+    Every token is learned from. The tokens after the last full row are dropped: a row of mostly padding costs as much
+    as any other and teaches less. Only a corpus shorter than one row is padded to one (``pad_id``, document -1, not
+    learned from).
+
+    Args:
+        tokenizer: see :class:`Tokenizer`; one that has ``encode_batch`` is much faster.
+        source: documents in a column ``text``, as :func:`load_text` returns them.
+        seq_len: ``L``, tokens of a row.
+        add_bos: begin every document with the BOS token.
+        add_eos: end every document with the EOS token.
+        isolate_documents: False lets documents flow into one another: a row is then one document, number 0.
+        max_rows: make no more rows than this, and stop reading there.
+
+    Raises:
+        ValueError: ``seq_len`` below 2, or no tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        source: datasets.Dataset,
+        seq_len: int,
+        add_bos: bool = False,
+        add_eos: bool = True,
+        isolate_documents: bool = True,
+        max_rows: int | None = None,
+    ) -> None:
+        if seq_len < 2:
+            raise ValueError(f"seq_len is {seq_len}; predicting a token from another takes at least 2")
+        if max_rows is not None and max_rows < 1:
+            raise ValueError(f"max_rows is {max_rows}; keep at least 1 row, or leave it out for all")
+        limit = None if max_rows is None else max_rows * seq_len
+        tokens, ends = _tokenize(tokenizer, source, add_bos=add_bos, add_eos=add_eos, limit=limit)
+        if not len(tokens):
+            raise ValueError(f"the {len(source)} documents of dataset.source hold no tokens; give it text")
+        self.seq_len = seq_len
+        self._isolate_documents = isolate_documents
+        self._pad_id = tokenizer.pad_id
+        self._num_rows = max(1, min(len(tokens), limit or len(tokens)) // seq_len)
+        self._tokens = tokens[: self._num_rows * seq_len]
+        self._ends = ends  # position in the corpus after each document's last token, ascending
+        log_rank_zero(
+            get_logger("INFO"),
+            f"packed {len(ends)} documents, {len(tokens)} tokens, into {len(self)} rows of {seq_len}; "
+            f"{len(tokens) - len(self._tokens)} tokens left over",
+        )
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Row ``index``: ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        tokens = self._tokens[index * self.seq_len :][: self.seq_len].long()
+        if self._isolate_documents:
+            positions = index * self.seq_len + torch.arange(len(tokens))
+            documents = torch.searchsorted(self._ends, positions, right=True)
+            doc_ids = documents - documents[0]
+        else:
+            doc_ids = torch.zeros_like(tokens)
+        padding = (0, self.seq_len - len(tokens))
+        doc_ids = torch.nn.functional.pad(doc_ids, padding, value=-1)
+        return {
+            "tokens": torch.nn.functional.pad(tokens, padding, value=self._pad_id),
+            "doc_ids": doc_ids,
+            "target_mask": doc_ids >= 0,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all that the rows hold: equal only for the same data, cut and masked in the same way."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            row = self[index]
+            for key in ("tokens", "doc_ids", "target_mask"):
+                digest.update(row[key].numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _tokenize(
+    tokenizer: Tokenizer, source: datasets.Dataset, *, add_bos: bool, add_eos: bool, limit: int | None
+) -> tuple[Tensor, Tensor]:
+    """All tokens (int32) and where each document ends (long), of as many documents as reach ``limit`` tokens."""
+
+    def one_by_one(texts: list[str], add_bos: bool, add_eos: bool) -> list[list[int]]:
+        return [tokenizer.encode(text, add_bos=add_bos, add_eos=add_eos) for text in texts]
+
+    encode = getattr(tokenizer, "encode_batch", one_by_one)  # torchtune's tokenizers have no encode_batch
+    tokens, ends = array("i"), array("q")
+    for batch in source.iter(batch_size=_DOCUMENTS_AT_ONCE):
+        for document in filter(None, encode(batch["text"], add_bos=add_bos, add_eos=add_eos)):
+            tokens.extend(document)
+            ends.append(len(tokens))
+        if limit is not None and len(tokens) >= limit:
+            break
+    if not tokens:
+        return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.long)
+    return torch.frombuffer(tokens, dtype=torch.int32), torch.frombuffer(ends, dtype=torch.long)

@@ -1,0 +1,152 @@
+"""Validation during training: cross-entropy and the reward's measures, row by row, so that two checkpoints can be paired.
+
+Every validation uses the same rows, the same anchors and the same uniform numbers, so the difference between two of them is
+the difference between two policies. Results stand in ``validation/step_N.json`` of the output directory.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from components.losses import learned_tokens
+from components.models import Policy
+from components.types import Batch, FeatureExtractor, Features, Generator, Reward, Rollouts
+
+
+@dataclass
+class Measured:
+    """One metric over the validation rows: its mean in each row, and how much (tokens or blocks) that mean is of."""
+
+    values: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def mean(self) -> float:
+        """The mean over all tokens (or blocks)."""
+        return math.fsum(v * w for v, w in zip(self.values, self.weights, strict=True)) / math.fsum(self.weights)
+
+    def standard_error(self) -> float:
+        """Standard error of :meth:`mean`, rows being independent (linearised ratio estimator); infinite for one row."""
+        mean, rows = self.mean(), len(self.values)
+        if rows < 2:
+            return math.inf
+        squares = math.fsum((w * (v - mean)) ** 2 for v, w in zip(self.values, self.weights, strict=True))
+        return math.sqrt(squares * rows / (rows - 1)) / math.fsum(self.weights)
+
+    def change_since(self, before: "Measured") -> "Measured":
+        """The paired difference to an earlier validation of the same rows."""
+        if len(self.values) != len(before.values) or self.weights != before.weights:
+            raise ValueError(
+                "the two validations are of different rows; compare runs with the same validation settings"
+            )
+        pairs = zip(self.values, before.values, strict=True)
+        return Measured(values=[after - earlier for after, earlier in pairs], weights=self.weights)
+
+
+@torch.no_grad()
+def validate(
+    policy: Policy,
+    batches: Iterable[Batch],
+    generator: Generator,
+    feature_extractor: FeatureExtractor,
+    reward: Reward,
+    seed: int,
+) -> dict[str, Measured]:
+    """Measure ``policy`` on ``batches``: ``cross_entropy`` and every metric that ``reward`` reports.
+
+    Args:
+        policy: what is measured.
+        batches: the validation rows, on the policy's device.
+        generator: as in training; its anchors and temperature are used.
+        feature_extractor: as in training.
+        reward: called row by row, so that its metrics come row by row.
+        seed: of the rollouts.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    measured: dict[str, Measured] = {}
+
+    def add(name: str, value: float, weight: float) -> None:
+        if weight:
+            entry = measured.setdefault(name, Measured())
+            entry.values.append(value)
+            entry.weights.append(weight)
+
+    for batch in batches:
+        rollouts = generator(policy, batch, rng)
+        features = feature_extractor(batch, rollouts)
+        logprobs = policy(batch, rollouts, temperature=generator.temperature, with_target=True)
+        assert logprobs.target is not None
+        learned = learned_tokens(batch)
+        for row in range(len(batch.tokens)):
+            tokens = int(learned[row].sum())
+            nll = -float(logprobs.target[row][learned[row]].sum(dtype=torch.float64))
+            add("cross_entropy", nll / max(tokens, 1), tokens)
+            rewards = reward(*_row(row, batch, rollouts, features))
+            for name, value in rewards.metrics.items():
+                add(name, value, int(rewards.mask.sum()))
+    return measured
+
+
+def _row(row: int, batch: Batch, rollouts: Rollouts, features: Features) -> tuple[Batch, Rollouts, Features]:
+    here = slice(row, row + 1)
+    return (
+        Batch(
+            tokens=batch.tokens[here],
+            doc_ids=batch.doc_ids[here],
+            target_mask=batch.target_mask[here],
+            records=None if batch.records is None else batch.records[here],
+        ),
+        Rollouts(
+            tokens=rollouts.tokens[here],
+            mask=rollouts.mask[here],
+            anchors=rollouts.anchors[here],
+            logprobs=rollouts.logprobs[here],
+        ),
+        Features(rollout=features.rollout[here], target=features.target[here], mask=features.mask[here]),
+    )
+
+
+def merge(parts: list[dict[str, Measured]]) -> dict[str, Measured]:
+    """The measurements of all ranks as one."""
+    merged: dict[str, Measured] = {}
+    for part in parts:
+        for name, measured in part.items():
+            entry = merged.setdefault(name, Measured())
+            entry.values += measured.values
+            entry.weights += measured.weights
+    return merged
+
+
+def save_validation(run_dir: Path, step: int, measured: dict[str, Measured]) -> None:
+    """Write ``validation/step_N.json``, whole or not at all."""
+    path = _path(run_dir, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({name: vars(entry) for name, entry in measured.items()}))
+    os.replace(partial, path)
+
+
+def load_validations(run_dir: Path) -> dict[int, dict[str, Measured]]:
+    """All validations of a run, by step, in order."""
+    files = sorted((Path(run_dir) / "validation").glob("step_*.json"))
+    return {
+        int(file.stem.removeprefix("step_")): {
+            name: Measured(**entry) for name, entry in json.loads(file.read_text()).items()
+        }
+        for file in files
+    }
+
+
+def forget_validations(run_dir: Path, after: int) -> None:
+    """Remove validations of steps after ``after``, which a resumed run makes again."""
+    for step in load_validations(run_dir):
+        if step > after:
+            _path(run_dir, step).unlink()
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return Path(run_dir) / "validation" / f"step_{step:06d}.json"

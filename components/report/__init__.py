@@ -1,0 +1,6 @@
+"""What people look at after a run: plots and tables."""
+
+from components.report.curves import plot_run
+from components.report.summary import before_after
+
+__all__ = ["before_after", "plot_run"]

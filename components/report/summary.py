@@ -1,0 +1,46 @@
+"""The table at the end of a run: validation before and after, with the paired standard error of each change."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from components.evaluation import load_validations
+
+_ROWS = {
+    "cross_entropy": "cross-entropy (nats/token)",
+    "feature_matching_loss": "feature-matching loss",
+    "feature_matching_loss_whitened": "feature-matching loss, whitened",
+    "alignment": "alignment",
+    "diversity": "diversity",
+}
+
+
+def before_after(run_dir: Path) -> Table:
+    """First against last validation of a run.
+
+    Raises:
+        ValueError: fewer than two validations.
+    """
+    validations = load_validations(run_dir)
+    if len(validations) < 2:
+        raise ValueError(
+            f"'{run_dir}' holds {len(validations)} validations; a comparison needs one before and one after"
+        )
+    (first, before), (last, after) = list(validations.items())[0], list(validations.items())[-1]
+    rows = len(before["cross_entropy"].values)
+    table = Table(title=f"Validation, {rows} rows of held-out text")
+    table.add_column("metric")
+    for heading in (f"step {first}", f"step {last}", "change ± paired standard error", "in standard errors"):
+        table.add_column(heading, justify="right")
+    for name, title in _ROWS.items():
+        if name in before and name in after:
+            change = after[name].change_since(before[name])
+            mean, error = change.mean(), change.standard_error()
+            table.add_row(
+                title,
+                f"{before[name].mean():.4f}",
+                f"{after[name].mean():.4f}",
+                f"{mean:+.4f} ± {error:.4f}",
+                f"{mean / error:+.1f}" if error > 0 else "-",
+            )
+    return table

@@ -1,0 +1,51 @@
+"""What recipes share: configuration, processes, checkpoints, schedules, metrics."""
+
+from components.training.checkpoint import HFCheckpointer, list_checkpoints
+from components.training.config import (
+    check_keys,
+    diff_configs,
+    instantiate,
+    load_config,
+    parse_args,
+    save_config,
+)
+from components.training.config import validate as validate_config
+from components.training.distributed import (
+    clip_grad_norm,
+    gather,
+    is_main,
+    seed_everything,
+    shard,
+    start,
+    stop,
+    sync_gradients,
+    total,
+)
+from components.training.metrics import MetricsLog, StepMetrics, peak_memory_gib, read_metrics
+from components.training.schedules import warmup_then
+
+__all__ = [
+    "HFCheckpointer",
+    "MetricsLog",
+    "StepMetrics",
+    "check_keys",
+    "clip_grad_norm",
+    "diff_configs",
+    "gather",
+    "instantiate",
+    "is_main",
+    "list_checkpoints",
+    "load_config",
+    "parse_args",
+    "peak_memory_gib",
+    "read_metrics",
+    "save_config",
+    "seed_everything",
+    "shard",
+    "start",
+    "stop",
+    "sync_gradients",
+    "total",
+    "validate_config",
+    "warmup_then",
+]

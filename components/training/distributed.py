@@ -1,0 +1,126 @@
+"""One process or many: the process group, FSDP2 sharding of the policy, sums over ranks.
+
+There is one code path: a single process is a group of one, and its policy is sharded one way. That also gives every size
+the same mixed precision: weights, gradients and optimizer state in float32, a copy in the compute dtype for each pass.
+"""
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.training import set_activation_checkpointing
+
+from components.models import Policy, parse_dtype
+
+
+def start(device: str) -> torch.device:
+    """Join the process group that torchrun (``tune run --nproc_per_node N``) describes, or one of a single process.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``; each rank takes the CUDA device of its ``LOCAL_RANK``.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; choose 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is 'cuda', but torch sees no CUDA device; set device=cpu or install a CUDA build of torch"
+        )
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if device == "cpu":
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed the global generators alike on all ranks, and give the generator of rollouts, which differs between ranks."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed + dist.get_rank())
+
+
+def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkpointing: bool, compile: bool) -> None:
+    """Prepare ``policy`` for training, in place: checkpointing, compilation, FSDP2 (in this order).
+
+    Args:
+        policy: on any device, weights in the dtype that is trained (float32, or bfloat16 to save memory).
+        device: where it computes.
+        dtype: of the computation, ``"fp32"`` or ``"bf16"``.
+        activation_checkpointing: recompute each layer in the backward.
+        compile: compile each layer's MLP and norms (attention is not a single graph).
+    """
+    if compile:
+        for layer in policy.decoder.layers:
+            for part in (layer.mlp, layer.sa_norm, layer.mlp_norm):
+                part.compile()
+    if activation_checkpointing:
+        set_activation_checkpointing(policy.decoder, auto_wrap_policy={TransformerSelfAttentionLayer})
+    policy.to(device)
+    world = dist.get_world_size()
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (world,)),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=parse_dtype(dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+        # With nobody to gather from, resharding between passes would only copy.
+        "reshard_after_forward": world > 1,
+    }
+    for layer in policy.decoder.layers:
+        fully_shard(layer, **settings)
+    fully_shard(policy, **settings)
+    for method in ("prefill", "decode"):
+        register_fsdp_forward_method(policy, method)
+
+
+def sync_gradients(policy: Policy, *, on: bool) -> None:
+    """Whether the next backward reduces gradients over ranks: only that of a step's last micro-batch needs to."""
+    assert isinstance(policy, FSDPModule)
+    policy.set_requires_gradient_sync(on)
+
+
+def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float | None) -> float:
+    """Scale gradients to a total norm of at most ``max_norm`` (None leaves them); the norm before, over all ranks."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, torch.inf if max_norm is None else max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of ``value`` over all ranks."""
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def gather(value: object) -> list:
+    """``value`` of every rank, in order of rank, on every rank."""
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that prints and writes."""
+    return dist.get_rank() == 0

@@ -1,0 +1,390 @@
+"""Energy-based fine-tuning (arXiv 2603.12248) on torchtune components.
+
+    tune run --nproc_per_node 1 recipes/ebft.py --config configs/quickstart.yaml
+
+Read :meth:`EBFTRecipe.step` first: it is the method, one line per arrow of
+``batch -> rollouts -> features -> rewards -> advantages -> log-probs -> loss``. Each of these parts is named by YAML.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from torchtune.utils import get_logger
+from tqdm import tqdm
+
+from components import evaluation, training
+from components.data import TrainStream, batch_loader, collate
+from components.losses import TokenCounts
+from components.models import Policy
+from components.report import before_after, plot_run
+from components.types import Batch, Rewards
+
+REQUIRED = ["output_dir", "seed", "device", "dtype", "model", "tokenizer", "checkpointer", "dataset", "batch_size", "generator", "feature_extractor", "reward", "advantage", "loss", "optimizer"]
+OPTIONAL = ["validation", "gradient_accumulation_steps", "max_steps", "epochs", "lr_scheduler", "clip_grad_norm", "activation_checkpointing", "compile", "save_every_n_steps", "keep_last", "resume", "metric_logger", "log_every_n_steps"]
+# A resumed run may change how it is watched and saved; everything else would make it another run.
+FREE_ON_RESUME = ("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last")
+
+log = get_logger("INFO")
+
+
+class EBFTRecipe:
+    """One training run, from a config."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        training.check_keys(cfg, REQUIRED + OPTIONAL, required=REQUIRED)
+        training.validate_config(cfg)
+        if "validation" in cfg:
+            keys = ("dataset", "every_n_steps", "batch_size")
+            training.check_keys(cfg.validation, keys, required=keys, path="validation")
+        if ("max_steps" in cfg) == ("epochs" in cfg):
+            raise ValueError("give either max_steps or epochs: the length of the run must be stated once")
+        self.cfg = cfg
+        self.output_dir = Path(cfg.output_dir)
+        self.accumulation = cfg.get("gradient_accumulation_steps", 1)
+        self.steps_done = 0
+
+    # ------------------------------------------------------------------------------------------------ setup
+
+    def setup(self) -> None:
+        """Build everything and check that it fits together; nothing in ``output_dir`` is touched before the end."""
+        cfg = self.cfg
+        self.device = training.start(cfg.device)
+        checkpoint = self._checkpoint_to_resume()
+        self.rng = training.seed_everything(cfg.seed)
+        rank, world = dist.get_rank(), dist.get_world_size()
+
+        with _said("data"):
+            self.tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
+            dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=self.tokenizer)
+            self.stream = TrainStream(
+                loader := batch_loader(
+                    dataset, batch_size=cfg.batch_size, seed=cfg.seed, shuffle=True, rank=rank, world_size=world
+                )
+            )
+            if "epochs" in cfg:
+                # Written back so that ${max_steps} means the same whichever of the two was given.
+                cfg.max_steps = max(1, cfg.epochs * len(loader) // self.accumulation)
+            self.validation_loader = None
+            if "validation" in cfg:
+                held_out = training.instantiate(
+                    cfg.validation.dataset, path="validation.dataset", tokenizer=self.tokenizer
+                )
+                self.validation_loader = batch_loader(
+                    held_out, batch_size=cfg.validation.batch_size, seed=0, shuffle=False, rank=rank, world_size=world
+                )
+
+        with _said("model"):
+            self.policy = Policy(training.instantiate(cfg.model, path="model"))
+            vocabulary = self.policy.decoder.tok_embeddings.num_embeddings
+            if self.tokenizer.vocab_size > vocabulary:
+                raise ValueError(
+                    f"the tokenizer has {self.tokenizer.vocab_size} tokens, the model {vocabulary}: tokenizer and model "
+                    "must come from the same checkpoint"
+                )
+
+        with _said("feature network"):
+            self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
+            self.feature_extractor.network.to(self.device)
+
+        self.generator = training.instantiate(cfg.generator, path="generator")
+        self.reward = training.instantiate(cfg.reward, path="reward")
+        self.advantage = training.instantiate(cfg.advantage, path="advantage")
+        self.loss = training.instantiate(cfg.loss, path="loss")
+        self._check_parts(dataset)
+
+        with _said("sharding and optimizer"):
+            training.shard(
+                self.policy,
+                self.device,
+                dtype=cfg.dtype,
+                activation_checkpointing=cfg.get("activation_checkpointing", False),
+                compile=cfg.get("compile", False),
+            )
+            self.optimizer = training.instantiate(
+                cfg.optimizer, path="optimizer", params=list(self.policy.parameters())
+            )
+            self.lr_scheduler = None
+            if "lr_scheduler" in cfg:
+                self.lr_scheduler = training.instantiate(
+                    cfg.lr_scheduler, path="lr_scheduler", optimizer=self.optimizer
+                )
+            self.checkpointer = training.instantiate(
+                cfg.checkpointer,
+                path="checkpointer",
+                output_dir=str(self.output_dir),
+                keep_last=cfg.get("keep_last", 1),
+            )
+
+        self._open_output(checkpoint)
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        """What ``resume`` and the output directory ask for: a checkpoint to continue, or None to start."""
+        resume, occupied = self.cfg.get("resume", "never"), self.output_dir.is_dir() and any(self.output_dir.iterdir())
+        if resume not in ("never", "auto", "overwrite"):
+            raise ValueError(f"resume is {resume!r}; choose 'never', 'auto' (go on where a run stopped) or 'overwrite'")
+        if resume == "never" and occupied:
+            raise ValueError(
+                f"output_dir '{self.output_dir}' is not empty; go on with resume=auto, replace it with resume=overwrite, or "
+                "name another"
+            )
+        if not occupied:
+            return None
+        if not (self.output_dir / "config.yaml").is_file():
+            raise ValueError(f"output_dir '{self.output_dir}' holds something that is not a run; name another")
+        if resume == "overwrite":
+            return None
+        checkpoints = training.list_checkpoints(self.output_dir)
+        if not checkpoints:
+            return None
+        differences = [
+            line
+            for line in training.diff_configs(training.load_config(self.output_dir / "config.yaml"), self.cfg)
+            if line.split(":")[0].split(".")[0] not in FREE_ON_RESUME
+        ]
+        if differences:
+            raise ValueError(
+                f"the run in '{self.output_dir}' was started with another config ({'; '.join(differences)}); undo the "
+                "change, or name another output_dir"
+            )
+        return checkpoints[-1]
+
+    def _check_parts(self, dataset: Any) -> None:
+        """Catch what would only fail, or silently do nothing, once training runs."""
+        n = self.generator.num_samples
+        if self.generator.temperature <= 0:
+            raise ValueError(
+                "generator.temperature is 0: greedy rollouts are all alike and give no gradient; set it above 0"
+            )
+        nothing = torch.zeros(1, n, 1)
+        self.advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
+        if n == 2:
+            _say("2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one")
+        rows = min(len(dataset), 512)
+        anchors = self.generator.anchors(collate([dataset[i] for i in range(rows)]), self.generator.rollout_len)
+        if not anchors.mask.any():
+            raise ValueError(
+                f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the "
+                "prefix and rollout together; lower generator.anchors.context_len or generator.rollout_len, or use longer text"
+            )
+        _say(
+            f"{len(dataset)} rows of {dataset[0]['tokens'].numel()} tokens, {anchors.mask.shape[1]} anchors a row of which "
+            f"{anchors.mask.float().mean():.0%} count, {n} samples of {self.generator.rollout_len} tokens at each"
+        )
+
+    def _open_output(self, checkpoint: Path | None) -> None:
+        """From here on the run owns ``output_dir``."""
+        if training.is_main():
+            if self.cfg.get("resume") == "overwrite":
+                shutil.rmtree(self.output_dir, ignore_errors=True)
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            training.save_config(self.cfg, self.output_dir)
+        self.metrics_log = training.MetricsLog(self.output_dir)
+        if checkpoint is not None:
+            with _said(f"resuming from {checkpoint}"):
+                state = self.checkpointer.load(checkpoint, self.policy, self.optimizer)
+                self.steps_done = state["step"]
+                self.stream.load_state_dict(state["stream"])
+                self.rng.set_state(state["rng"][dist.get_rank()])
+                if self.lr_scheduler is not None:
+                    self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if training.is_main():
+            self.metrics_log.truncate(self.steps_done)
+            evaluation.forget_validations(self.output_dir, after=self.steps_done)
+        self.loggers = []
+        if training.is_main() and "metric_logger" in self.cfg:
+            nodes = self.cfg.metric_logger
+            for index, node in enumerate(nodes if isinstance(nodes, ListConfig) else [nodes]):
+                self.loggers.append(training.instantiate(node, path=f"metric_logger[{index}]"))
+
+    # ------------------------------------------------------------------------------------------------ train
+
+    def train(self) -> None:
+        """Steps until ``max_steps``, with validation, logging and checkpoints in between."""
+        cfg, every = self.cfg, self.cfg.get("log_every_n_steps", 1)
+        if self.steps_done == 0 and self.validation_loader is not None:
+            self.validate()
+        bar = tqdm(
+            total=cfg.max_steps,
+            initial=self.steps_done,
+            desc="ebft",
+            disable=not (training.is_main() and sys.stderr.isatty()),
+        )
+        while self.steps_done < cfg.max_steps:
+            batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
+            try:
+                metrics = self.step(batches)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this step, the "
+                    f"newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
+                ) from error
+            self.steps_done += 1
+            last = self.steps_done == cfg.max_steps
+            if self.steps_done % every == 0 or last:
+                self.log(metrics, bar)
+            bar.update()
+            if self.validation_loader is not None and (last or self.steps_done % cfg.validation.every_n_steps == 0):
+                self.validate()
+            if last or ("save_every_n_steps" in cfg and self.steps_done % cfg.save_every_n_steps == 0):
+                self.save()
+        bar.close()
+
+    def step(self, batches: list[Batch]) -> dict[str, float]:
+        """One on-policy update (paper, algorithm 1) from the micro-batches of a step."""
+        metrics, drawn = training.StepMetrics(), []
+        for batch in batches:
+            with metrics.phase("rollouts"):
+                rollouts = self.generator(self.policy, batch, self.rng)
+            with metrics.phase("features"):
+                features = self.feature_extractor(batch, rollouts)
+            with metrics.phase("rewards"):
+                rewards = self.reward(batch, rollouts, features)
+                advantages = self.advantage(rewards)
+            drawn.append((batch, rollouts, advantages))
+            blocks = int(rewards.mask.sum())
+            metrics.add(rewards.metrics, weight=blocks)
+            counted = advantages.transpose(1, 2)[rewards.mask]
+            metrics.add({"advantage_std": float(counted.std()) if counted.numel() > 1 else 0.0}, weight=blocks)
+
+        counts = _total_counts([(batch, rollouts) for batch, rollouts, _ in drawn])
+        for number, (batch, rollouts, advantages) in enumerate(drawn, start=1):
+            with metrics.phase("update"):
+                training.sync_gradients(self.policy, on=number == len(drawn))
+                logprobs = self.policy(batch, rollouts, temperature=self.generator.temperature, with_target=True)
+                output = self.loss(logprobs, advantages, batch, rollouts, counts)
+                # FSDP averages gradients over ranks; the loss is already divided by the counts of all of them.
+                (output.loss * dist.get_world_size()).backward()
+            metrics.add_parts(output.metrics)
+            gap = (logprobs.rollout.detach() - rollouts.logprobs).abs()[rollouts.mask]
+            metrics.add({"logprob_gap": float(gap.mean()) if gap.numel() else 0.0}, weight=gap.numel())
+        with metrics.phase("optimizer"):
+            grad_norm = self.update()
+        result = metrics.mean() | {"grad_norm": grad_norm, "lr": self.optimizer.param_groups[0]["lr"]}
+        result["tokens_per_second"] = float(counts.rollout) / result["seconds/step"]
+        return result | {"peak_memory_gib": training.peak_memory_gib()}
+
+    def update(self) -> float:
+        """Clip, check, step; the gradient norm before clipping."""
+        norm = training.clip_grad_norm(list(self.policy.parameters()), self.cfg.get("clip_grad_norm"))
+        if not math.isfinite(norm):
+            raise FloatingPointError("the gradient is not finite")
+        self.optimizer.step()
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def validate(self) -> None:
+        """Measure the policy on held-out rows and keep the result row by row."""
+        assert self.validation_loader is not None
+        start = time.perf_counter()
+        batches = (batch.to(self.device) for batch in self.validation_loader)
+        measured = evaluation.validate(
+            self.policy, batches, self.generator, self.feature_extractor, self.reward, seed=self.cfg.seed
+        )
+        measured = evaluation.merge(training.gather(measured))
+        if training.is_main():
+            evaluation.save_validation(self.output_dir, self.steps_done, measured)
+            means = {f"validation/{name}": entry.mean() for name, entry in measured.items()}
+            for logger in self.loggers:
+                logger.log_dict(means, step=self.steps_done)
+            shown = (name for name in ("cross_entropy", "feature_matching_loss") if name in measured)
+            numbers = ", ".join(f"{name.replace('_', ' ')} {measured[name].mean():.4f}" for name in shown)
+            _say(f"step {self.steps_done}: validation {numbers} ({time.perf_counter() - start:.0f} s)")
+
+    def log(self, metrics: dict[str, float], bar: tqdm) -> None:
+        """To ``metrics.jsonl``, the metric loggers of YAML, and the terminal."""
+        if not training.is_main():
+            return
+        self.metrics_log.append(self.steps_done, metrics)
+        for logger in self.loggers:
+            logger.log_dict(metrics, step=self.steps_done)
+        shown = {
+            name: f"{metrics[key]:.4f}"
+            for name, key in (("reward", "reward"), ("fm", "feature_matching_loss"), ("ce", "cross_entropy"))
+            if key in metrics
+        }
+        if bar.disable:
+            _say(
+                f"step {self.steps_done}/{self.cfg.max_steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}, "
+                f"{metrics['seconds/step']:.1f} s"
+            )
+        else:
+            bar.set_postfix(shown)
+
+    # ------------------------------------------------------------------------------------------------- end
+
+    def save(self) -> None:
+        """A checkpoint from which the run goes on exactly, and whose weights transformers loads."""
+        state = {
+            "stream": self.stream.state_dict(),
+            "rng": training.gather(self.rng.get_state()),
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+        }
+        path = self.checkpointer.save(self.steps_done, self.policy, self.optimizer, state)
+        _say(f"saved {path}")
+
+    def cleanup(self) -> None:
+        """Plots, the table of what changed, and where everything is."""
+        if training.is_main():
+            for logger in self.loggers:
+                logger.close()
+            plots = plot_run(self.output_dir)
+            if len(evaluation.load_validations(self.output_dir)) > 1:
+                Console().print(before_after(self.output_dir))
+            _say(f"plots: {', '.join(map(str, plots))}")
+            _say(f"checkpoint: {training.list_checkpoints(self.output_dir)[-1]}")
+        training.stop()
+
+
+def _total_counts(drawn: list[tuple[Any, Any]]) -> TokenCounts:
+    """Tokens of the whole step, over micro-batches and ranks."""
+    counts = [TokenCounts.of(batch, rollouts) for batch, rollouts in drawn]
+    return TokenCounts(
+        rollout=training.total(torch.stack([count.rollout for count in counts]).sum()),
+        target=training.total(torch.stack([count.target for count in counts]).sum()),
+    )
+
+
+def _say(message: str) -> None:
+    if training.is_main():
+        log.info(message)
+
+
+@contextmanager
+def _said(phase: str) -> Iterator[None]:
+    """One line per phase of the start, with its duration."""
+    start = time.perf_counter()
+    yield
+    _say(f"{phase}: {time.perf_counter() - start:.1f} s")
+
+
+def main() -> int:
+    """Run the recipe; what a user can mend is said in one sentence, without a traceback."""
+    try:
+        recipe = EBFTRecipe(training.parse_args())
+        recipe.setup()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        recipe.train()
+        recipe.cleanup()
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
