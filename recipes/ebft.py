@@ -29,8 +29,6 @@ from components.models import Policy
 from components.report import before_after, plot_run
 from components.types import Batch, Rewards
 
-REQUIRED = ["output_dir", "seed", "device", "dtype", "model", "tokenizer", "checkpointer", "dataset", "batch_size", "generator", "feature_extractor", "reward", "advantage", "loss", "optimizer"]
-OPTIONAL = ["validation", "gradient_accumulation_steps", "max_steps", "epochs", "lr_scheduler", "clip_grad_norm", "activation_checkpointing", "compile", "save_every_n_steps", "keep_last", "resume", "metric_logger", "log_every_n_steps"]
 # A resumed run may change how it is watched and saved; everything else would make it another run.
 FREE_ON_RESUME = ("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last")
 
@@ -41,13 +39,7 @@ class EBFTRecipe:
     """One training run, from a config."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        training.check_keys(cfg, REQUIRED + OPTIONAL, required=REQUIRED)
-        training.validate_config(cfg)
-        if "validation" in cfg:
-            keys = ("dataset", "every_n_steps", "batch_size")
-            training.check_keys(cfg.validation, keys, required=keys, path="validation")
-        if ("max_steps" in cfg) == ("epochs" in cfg):
-            raise ValueError("give either max_steps or epochs: the length of the run must be stated once")
+        training.check_recipe(cfg)
         self.cfg = cfg
         self.output_dir = Path(cfg.output_dir)
         self.accumulation = cfg.get("gradient_accumulation_steps", 1)
@@ -71,9 +63,8 @@ class EBFTRecipe:
                     dataset, batch_size=cfg.batch_size, seed=cfg.seed, shuffle=True, rank=rank, world_size=world
                 )
             )
-            if "epochs" in cfg:
-                # Written back so that ${max_steps} means the same whichever of the two was given.
-                cfg.max_steps = max(1, cfg.epochs * len(loader) // self.accumulation)
+            steps_per_epoch = len(loader) // self.accumulation
+            self.max_steps = cfg.max_steps if "max_steps" in cfg else max(1, cfg.epochs * steps_per_epoch)
             self.validation_loader = None
             if "validation" in cfg:
                 held_out = training.instantiate(
@@ -115,8 +106,9 @@ class EBFTRecipe:
             )
             self.lr_scheduler = None
             if "lr_scheduler" in cfg:
+                known = {"max_steps": self.max_steps} if training.accepts(cfg.lr_scheduler, "max_steps") else {}
                 self.lr_scheduler = training.instantiate(
-                    cfg.lr_scheduler, path="lr_scheduler", optimizer=self.optimizer
+                    cfg.lr_scheduler, path="lr_scheduler", optimizer=self.optimizer, **known
                 )
             self.checkpointer = training.instantiate(
                 cfg.checkpointer,
@@ -130,8 +122,6 @@ class EBFTRecipe:
     def _checkpoint_to_resume(self) -> Path | None:
         """What ``resume`` and the output directory ask for: a checkpoint to continue, or None to start."""
         resume, occupied = self.cfg.get("resume", "never"), self.output_dir.is_dir() and any(self.output_dir.iterdir())
-        if resume not in ("never", "auto", "overwrite"):
-            raise ValueError(f"resume is {resume!r}; choose 'never', 'auto' (go on where a run stopped) or 'overwrite'")
         if resume == "never" and occupied:
             raise ValueError(
                 f"output_dir '{self.output_dir}' is not empty; go on with resume=auto, replace it with resume=overwrite, or "
@@ -214,12 +204,12 @@ class EBFTRecipe:
         if self.steps_done == 0 and self.validation_loader is not None:
             self.validate()
         bar = tqdm(
-            total=cfg.max_steps,
+            total=self.max_steps,
             initial=self.steps_done,
             desc="ebft",
             disable=not (training.is_main() and sys.stderr.isatty()),
         )
-        while self.steps_done < cfg.max_steps:
+        while self.steps_done < self.max_steps:
             batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
             try:
                 metrics = self.step(batches)
@@ -229,7 +219,7 @@ class EBFTRecipe:
                     f"newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
                 ) from error
             self.steps_done += 1
-            last = self.steps_done == cfg.max_steps
+            last = self.steps_done == self.max_steps
             if self.steps_done % every == 0 or last:
                 self.log(metrics, bar)
             bar.update()
@@ -267,9 +257,10 @@ class EBFTRecipe:
             metrics.add_parts(output.metrics)
             gap = (logprobs.rollout.detach() - rollouts.logprobs).abs()[rollouts.mask]
             metrics.add({"logprob_gap": float(gap.mean()) if gap.numel() else 0.0}, weight=gap.numel())
+        lr = self.optimizer.param_groups[0]["lr"]
         with metrics.phase("optimizer"):
             grad_norm = self.update()
-        result = metrics.mean() | {"grad_norm": grad_norm, "lr": self.optimizer.param_groups[0]["lr"]}
+        result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr}
         result["tokens_per_second"] = float(counts.rollout) / result["seconds/step"]
         return result | {"peak_memory_gib": training.peak_memory_gib()}
 
@@ -316,7 +307,7 @@ class EBFTRecipe:
         }
         if bar.disable:
             _say(
-                f"step {self.steps_done}/{self.cfg.max_steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}, "
+                f"step {self.steps_done}/{self.max_steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}, "
                 f"{metrics['seconds/step']:.1f} s"
             )
         else:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+# Tiny models gain nothing from more threads, and lose much where other processes want them.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 from components.training.checkpoint import HFCheckpointer, list_checkpoints
 from components.training.config import (
+    accepts,
     check_keys,
     diff_configs,
     instantiate,
     load_config,
     parse_args,
     save_config,
+    validate_config,
 )
-from components.training.config import validate as validate_config
 from components.training.distributed import (
     clip_grad_norm,
     gather,
@@ -23,12 +24,15 @@ from components.training.distributed import (
 )
 from components.training.metrics import MetricsLog, StepMetrics, peak_memory_gib, read_metrics
 from components.training.schedules import warmup_then
+from components.training.schema import check_recipe
 
 __all__ = [
     "HFCheckpointer",
     "MetricsLog",
     "StepMetrics",
+    "accepts",
     "check_keys",
+    "check_recipe",
     "clip_grad_norm",
     "diff_configs",
     "gather",

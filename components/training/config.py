@@ -21,7 +21,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -33,10 +33,8 @@ class _Place:
     path: str = ""
 
     def at(self, key: Any) -> "_Place":
-        return replace(self, path=f"{self.path}.{key}" if self.path else str(key))
-
-    def item(self, index: int) -> "_Place":
-        return replace(self, path=f"{self.path}[{index}]")
+        step = f"[{key}]" if isinstance(key, int) else f".{key}"
+        return replace(self, path=f"{self.path}{step}".removeprefix("."))
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.path}: {message}" + (f" (config file {self.file})" if self.file else ""))
@@ -52,7 +50,7 @@ def parse_args() -> DictConfig:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a YAML file, apply overrides in their order, and resolve every ``${...}``.
+    """Read a YAML file and apply overrides in their order. References are followed when used: a recipe may set keys too.
 
     Args:
         path: of the file; later errors about the config name it.
@@ -61,7 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         ValueError: the file cannot be read, is not YAML, has a key twice or no mapping at its top; an override is
-            malformed or removes what is not there; a reference leads nowhere; a value is still ``???``.
+            malformed or removes what is not there; a value is still ``???``.
     """
     where = f"config file {path}"
     try:
@@ -72,9 +70,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             where = f"override {override!r} of {path}"
             _override(cfg, override)
         where = f"config file {path}"
-        for key in sorted(OmegaConf.missing_keys(cfg)):
-            raise ValueError(f"{key} has no value yet; add {key}=... to the command")
-        OmegaConf.resolve(cfg)
+        for key, value in _leaves(OmegaConf.to_container(cfg)):
+            if value == "???":
+                raise ValueError(f"{key} has no value yet; add {key}=... to the command")
     except (OSError, LookupError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{where}: {_sentence(error)}") from error
     OmegaConf.get_cache(cfg)["config_file"] = str(path)  # no key of the config, and yet copied with it
@@ -82,37 +80,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check_keys(cfg: DictConfig, allowed: Collection[str], *, required: Collection[str] = (), path: str = "") -> None:
-    """Refuse keys that nobody reads, and miss those that somebody needs.
-
-    Args:
-        cfg: a config, or a mapping in it that is no component.
-        allowed: all keys it may have.
-        required: those of them it must have.
-        path: where in the config the mapping stands.
+    """Compare the keys of a config, or of a mapping at ``path`` in it that is no component, with those a recipe reads.
 
     Raises:
-        ValueError: a key is unknown or missing.
+        ValueError: a key is not ``allowed``, or is ``required`` (which is part of ``allowed``) and missing.
     """
     assert set(required) <= set(allowed)
+    if not isinstance(cfg, DictConfig):
+        raise _Place(file=None, path=path).error(f"is {cfg!r}; write a mapping with {', '.join(allowed)}")
     place = _Place(file=_file_of(cfg), path=path)
     for key in cfg:
         if key not in allowed:
             raise place.at(key).error(f"there is no such key; {_hint(key, allowed)}")
     for key in required:
-        if key not in cfg:
+        if key not in cfg.keys():  # `in cfg` would follow references  # noqa: SIM118
             raise place.at(key).error("this key is missing; add it")
 
 
-def validate(cfg: DictConfig) -> None:
+def validate_config(cfg: DictConfig) -> None:
     """Check all components of a config as :func:`instantiate` does, but build none.
 
-    For the start of a recipe: a slip in the last node shall not wait until the model is loaded. Missing arguments pass,
-    since the recipe may be about to give them.
+    For the start of a recipe: a slip in the last node shall not wait until the model is loaded. What the recipe may still
+    give passes: missing arguments and references.
 
     Raises:
         ValueError: see :func:`instantiate`.
     """
-    _check(OmegaConf.to_container(cfg, resolve=True), _Place(file=_file_of(cfg)), injected=None)
+    _check(OmegaConf.to_container(cfg), _Place(file=_file_of(cfg)), injected=None)
 
 
 def instantiate(node: DictConfig, /, *, path: str, **injected: Any) -> Any:
@@ -126,37 +120,46 @@ def instantiate(node: DictConfig, /, *, path: str, **injected: Any) -> Any:
 
     Raises:
         ValueError: a name that does not exist; an argument that is unknown, missing, of the wrong type, or injected and
-            in the config; a ValueError or TypeError of a constructor. The message opens with the place.
+            in the config; a reference to nothing; a ValueError or TypeError of a constructor. The message opens with
+            the place.
     """
     if not _is_component(node):
-        raise _Place(file=None, path=path).error(f"is {node}; write a mapping with a _component_")
+        raise _Place(file=None, path=path).error(f"is {node}; write a mapping with a _component_, or remove the key")
     place = _Place(file=_file_of(node), path=path)
-    plain = OmegaConf.to_container(node, resolve=True)
+    plain = _plain(node)
     _check(plain, place, injected)
     return _build(plain, place, injected)
 
 
+def accepts(node: DictConfig, argument: str) -> bool:
+    """Whether a node's component takes ``argument`` by name and the config leaves it open."""
+    parameters = _parameters(_locate(node["_component_"], _Place(file=_file_of(node)))) or ()
+    return argument not in node and argument in [parameter.name for parameter in parameters]
+
+
 def save_config(cfg: DictConfig, output_dir: str | Path) -> None:
     """Write the resolved config to ``output_dir/config.yaml``, all of it or nothing. For one rank to call."""
+    text = OmegaConf.to_yaml(OmegaConf.create(_plain(cfg)))
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     part = Path(output_dir, "config.yaml.part")
-    part.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(Path(output_dir, "config.yaml"))
 
 
 def diff_configs(a: DictConfig, b: DictConfig) -> list[str]:
     """What differs, by key: ``["optimizer.lr: 1e-06 -> 3e-06"]``. Lists are compared as wholes."""
-    old, new = (dict(_leaves(OmegaConf.to_container(cfg, resolve=True))) for cfg in (a, b))
+    # Texts, not values: True equals 1.
+    old, new = ({key: repr(value) for key, value in _leaves(_plain(cfg))} for cfg in (a, b))
     pairs = ((key, old.get(key, "absent"), new.get(key, "absent")) for key in sorted(old.keys() | new.keys()))
     return [f"{key}: {before} -> {after}" for key, before, after in pairs if before != after]
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
     else:
-        yield path, repr(value)  # not the value itself: True equals 1
+        yield path, value
 
 
 def _override(cfg: DictConfig, override: str) -> None:
@@ -175,7 +178,10 @@ def _override(cfg: DictConfig, override: str) -> None:
         raise ValueError(f"{parent} is {holder!r} and has no keys")  # OmegaConf would overwrite it
     if _is_dotted(value) and _is_component(OmegaConf.select(cfg, key)):
         key = f"{key}._component_"
-    cfg.merge_with_dotlist([f"{key}={'null' if value == 'None' else value}"])
+    try:
+        cfg.merge_with_dotlist([f"{key}={'null' if value == 'None' else value}"])
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{error.problem}; correct the value, which is read as YAML") from error
 
 
 def _check(value: Any, place: _Place, injected: Collection[str] | None) -> None:
@@ -183,7 +189,7 @@ def _check(value: Any, place: _Place, injected: Collection[str] | None) -> None:
     inside = None if injected is None else ()
     if isinstance(value, list):
         for index, inner in enumerate(value):
-            _check(inner, place.item(index), inside)
+            _check(inner, place.at(index), inside)
     elif isinstance(value, dict):
         for key in value:
             if str(key).startswith("_") and key != "_component_":
@@ -196,6 +202,8 @@ def _check(value: Any, place: _Place, injected: Collection[str] | None) -> None:
 
 def _check_arguments(node: dict[str, Any], place: _Place, injected: Collection[str] | None) -> None:
     name = node["_component_"]
+    if _is_reference(name):
+        return
     parameters = _parameters(_locate(name, place))
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -222,7 +230,7 @@ def _check_arguments(node: dict[str, Any], place: _Place, injected: Collection[s
 
 def _build(value: Any, place: _Place, injected: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
-        return [_build(inner, place.item(index), {}) for index, inner in enumerate(value)]
+        return [_build(inner, place.at(index), {}) for index, inner in enumerate(value)]
     if not isinstance(value, dict):
         return value
     built = {key: _build(inner, place.at(key), {}) for key, inner in value.items()}
@@ -282,7 +290,7 @@ def _annotation(parameter: inspect.Parameter) -> Any:
 def _fits(value: Any, annotation: Any) -> bool | None:
     """Whether a plain value is what an annotation asks for; None if that cannot be told."""
     kind, args = get_origin(annotation) or annotation, get_args(annotation)
-    if _is_component(value):
+    if _is_component(value) or _is_reference(value):
         return None
     if kind in (Union, UnionType):
         if value == "None" and NoneType in args:
@@ -310,6 +318,10 @@ def _is_component(value: Any) -> bool:
     return isinstance(value, dict | DictConfig) and "_component_" in value
 
 
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
 def _is_dotted(name: Any) -> bool:
     return isinstance(name, str) and "." in name and all(part.isidentifier() for part in name.split("."))
 
@@ -328,7 +340,13 @@ def _sentence(error: Exception) -> str:
     return place + str(error).splitlines()[0]
 
 
-def _file_of(node: DictConfig) -> str | None:
-    root = node._get_root()
-    assert isinstance(root, DictConfig | ListConfig)
-    return OmegaConf.get_cache(root).get("config_file")
+def _plain(node: DictConfig) -> Any:
+    """A node as dicts and lists, references followed."""
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise _Place(file=_file_of(node), path=str(error.full_key)).error(str(error).splitlines()[0]) from error
+
+
+def _file_of(node: Any) -> str | None:
+    return OmegaConf.get_cache(node._get_root()).get("config_file")

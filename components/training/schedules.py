@@ -19,7 +19,7 @@ def warmup_then(
 
     Args:
         optimizer: whose ``lr`` is the peak.
-        max_steps: length of the run; in YAML ``${max_steps}``.
+        max_steps: length of the run; the recipe gives it.
         warmup: share of ``max_steps`` (paper: 3%); the first step already has a rate above 0.
         decay: what follows.
         final: share of the peak that cosine and linear decay end at.

@@ -1,5 +1,6 @@
 """Configuration: what is wrong is refused with its place, what is right is built."""
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -13,10 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from components.training import check_keys, diff_configs, instantiate, load_config, parse_args, save_config, validate
+from components.training import (
+    check_keys,
+    diff_configs,
+    instantiate,
+    load_config,
+    parse_args,
+    save_config,
+    validate_config,
+)
 
 PARTS = """
-from typing import Callable, Literal, Optional, Protocol, Sequence, Union
+from typing import Literal, Protocol
 
 class Anchors(Protocol):
     def __call__(self, batch) -> list: ...
@@ -31,7 +40,7 @@ class Strided:
         return []
 
 class Generator:
-    def __init__(self, *, anchors: Anchors, temperature: float, top_p: float = 1.0, stop_tokens: Sequence[int] | None = None):
+    def __init__(self, *, anchors: Anchors, temperature: float, top_p: float = 1.0, stop_tokens: list[int] | None = None):
         self.anchors, self.temperature, self.stop_tokens = anchors, temperature, stop_tokens
 
 class Reward:
@@ -144,13 +153,24 @@ def test_numbers_are_numbers_and_references_are_followed():
         ("a:\n  b: 1\n  b: 2\n", "config file some.yaml: line 3: found duplicate key b; correct the YAML there"),
         ("a: 1\nb: [2\n", "config file some.yaml: line 3: did not find expected ',' or ']'; correct the YAML there"),
         ("- a\n", "config file some.yaml: there is a list at the top level; write 'key: value' lines"),
-        ("a:\n  b: ${c}\n", "config file some.yaml: a.b: Interpolation key 'c' not found"),
         ("a: ${\n", "config file some.yaml: a: no viable alternative at input '${'"),
-        ("a: {b: ???}\n", "config file some.yaml: a.b has no value yet; add a.b=... to the command"),
+        ("a:\n  b: ???\n", "config file some.yaml: a.b has no value yet; add a.b=... to the command"),
     ],
 )
 def test_a_broken_file_is_refused_by_file_and_line(text, says):
     assert message(config, text) == says
+
+
+def test_a_reference_is_followed_when_it_is_used():
+    cfg = config("a: {_component_: parts.Reward, coef: '${later}'}")
+    says = "a.coef: Interpolation key 'later' not found (config file some.yaml)"
+    validate_config(cfg)
+    assert message(instantiate, cfg.a, path="a") == says
+    assert message(save_config, cfg, "out") == says
+    cfg.later = 3
+    assert instantiate(cfg.a, path="a").coef == 3
+    cfg.later = "three"
+    assert message(instantiate, cfg.a, path="a").startswith("a.coef: parts.Reward wants float, not 'three'")
 
 
 def test_a_missing_file_is_refused_by_name():
@@ -200,11 +220,17 @@ def test_overrides_apply_in_their_order():
         ("seed.a=1", "seed is 1 and has no keys"),
         ("optimizer.betas.7=1", "optimizer.betas[7]: list index out of range"),
         ("optimizer.betas.x=1", "invalid literal for int() with base 10: 'x'"),
-        ("seed=[1", "line 1: did not find expected ',' or ']'; correct the YAML there"),
+        ("seed=[1", "did not find expected ',' or ']'; correct the value, which is read as YAML"),
     ],
 )
 def test_a_broken_override_is_refused_by_name(override, says):
     assert message(load_config, "config.yaml", [override]) == f"override {override!r} of config.yaml: {says}"
+
+
+@given(key=st.text("abdes.[]~=\\", max_size=8), value=st.text(max_size=8) | st.text("{}[]$:,'a? ", max_size=8))
+def test_whatever_an_override_says_it_is_applied_or_refused(key, value):
+    with contextlib.suppress(ValueError):
+        load_config("config.yaml", [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -247,10 +273,15 @@ def test_a_missing_key_is_named():
 
 
 def test_keys_of_a_plain_mapping_are_checked_with_their_place():
-    cfg = config("validation: {every: 5}")
+    cfg = config("validation: {every_n_step: 5}")
     assert message(check_keys, cfg.validation, ["every_n_steps"], path="validation") == (
-        "validation.every: there is no such key; did you mean 'every_n_steps'? (config file some.yaml)"
+        "validation.every_n_step: there is no such key; did you mean 'every_n_steps'? (config file some.yaml)"
     )
+
+
+def test_a_value_where_a_mapping_belongs_is_refused():
+    says = message(check_keys, config("validation: 5").validation, ["every_n_steps"], path="validation")
+    assert says == "validation: is 5; write a mapping with every_n_steps"
 
 
 # --- building
@@ -304,7 +335,7 @@ def test_a_component_written_in_c_takes_its_arguments():
             "a.zzz: parts.Strided has no argument 'zzz'; choose from context_len, region, stride",
         ),
         ("_component_: parts.Nothing\n  b: 8", "a.b: parts.Nothing has no argument 'b'; choose from none"),
-        ("_component_: parts.Nothing\n  3: 8", "a.3: parts.Nothing has no argument 3; choose from none"),
+        ("_component_: parts.Nothing\n  3: 8", "a[3]: parts.Nothing has no argument 3; choose from none"),
         ("_component_: parts.Strided", "a: parts.Strided needs the argument 'stride'; add it"),
         ("_component_: parts.Strided\n  stride: 0", "a: stride is 0; it must be at least 1"),
         ("_component_: parts.joins\n  a: 1\n  b: x", "a: unsupported operand type(s) for +: 'int' and 'str'"),
@@ -465,21 +496,21 @@ def test_a_value_is_compared_with_the_annotation(annotation, good, bad):
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_what_is_wanted(node, says):
-    assert message(validate, config(f"a: {node}")) == f"{says} (config file some.yaml)"
+    assert message(validate_config, config(f"a: {node}")) == f"{says} (config file some.yaml)"
 
 
 def test_null_is_good_wherever_it_is_the_default():
     cfg = config(
         "a: {_component_: torchtune.models.qwen2.qwen2_tokenizer, merges_file: null}"
     )  # merges_file: str = None
-    validate(cfg)
+    validate_config(cfg)
 
 
 # --- whole configs
 
 
 def test_a_right_config_is_valid_without_what_the_recipe_gives():
-    validate(load_config("config.yaml"))
+    validate_config(load_config("config.yaml"))
 
 
 def nodes_of(value, path=""):
@@ -514,7 +545,7 @@ def test_a_slip_in_any_key_is_refused_with_its_place_and_the_right_key(data):
     holder = OmegaConf.select(cfg, path) if path else cfg
     holder[slip] = holder.pop(key)
     place = f"{path}.{slip}" if path else slip
-    says = message(validate, cfg) if path else message(check_keys, cfg, KEYS)
+    says = message(validate_config, cfg) if path else message(check_keys, cfg, KEYS)
     assert says.startswith(f"{place}: ")
     assert len(key) < 3 or f"did you mean {key!r}?" in says
 

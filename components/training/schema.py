@@ -1,0 +1,95 @@
+"""The top level of a recipe's YAML: which keys there are, which must be there, and what the plain ones may hold.
+
+Nodes with ``_component_`` are checked against the component's own signature (``components.training.config``).
+"""
+
+from omegaconf import DictConfig
+
+from components.training.config import check_keys, validate_config
+
+REQUIRED = (
+    "output_dir",
+    "seed",
+    "device",
+    "dtype",
+    "model",
+    "tokenizer",
+    "checkpointer",
+    "dataset",
+    "batch_size",
+    "generator",
+    "feature_extractor",
+    "reward",
+    "advantage",
+    "loss",
+    "optimizer",
+)
+OPTIONAL = (
+    "validation",
+    "gradient_accumulation_steps",
+    "max_steps",
+    "epochs",
+    "lr_scheduler",
+    "clip_grad_norm",
+    "activation_checkpointing",
+    "compile",
+    "save_every_n_steps",
+    "keep_last",
+    "resume",
+    "metric_logger",
+    "log_every_n_steps",
+)
+VALIDATION = ("dataset", "every_n_steps", "batch_size")
+
+_COUNTS = (
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_steps",
+    "epochs",
+    "save_every_n_steps",
+    "keep_last",
+    "log_every_n_steps",
+)
+_SWITCHES = ("activation_checkpointing", "compile")
+_CHOICES = {
+    "device": ("cpu", "cuda"),
+    "dtype": ("fp32", "bf16"),
+    "resume": ("never", "auto", "overwrite"),
+}
+
+
+def check_recipe(cfg: DictConfig) -> None:
+    """Refuse a config that ``recipes/ebft.py`` would not follow to the letter, before anything is built.
+
+    Raises:
+        ValueError: an unknown or missing key, a value of the wrong kind, or a component that does not take its arguments.
+    """
+    check_keys(cfg, REQUIRED + OPTIONAL, required=REQUIRED)
+    if ("max_steps" in cfg) == ("epochs" in cfg):
+        raise ValueError("give either max_steps or epochs: the length of a run is stated once")
+    for key in _COUNTS:
+        _check_count(cfg, key, key)
+    if type(cfg.seed) is not int or cfg.seed < 0:
+        raise ValueError(f"seed is {cfg.seed!r}; give a whole number of at least 0")
+    for key in _SWITCHES:
+        if type(cfg.get(key, False)) is not bool:
+            raise ValueError(f"{key} is {cfg[key]!r}; give true or false")
+    for key, choices in _CHOICES.items():
+        if cfg.get(key, choices[0]) not in choices:
+            raise ValueError(f"{key} is {cfg[key]!r}; choose one of {', '.join(choices)}")
+    clip = cfg.get("clip_grad_norm")
+    if clip is not None and (type(clip) not in (int, float) or not clip > 0):
+        raise ValueError(f"clip_grad_norm is {clip!r}; give a number above 0, or remove the key for no clipping")
+    if type(cfg.output_dir) is not str or not cfg.output_dir:
+        raise ValueError(f"output_dir is {cfg.output_dir!r}; name a directory")
+    if "validation" in cfg:
+        check_keys(cfg.validation, VALIDATION, required=VALIDATION, path="validation")
+        for key in ("every_n_steps", "batch_size"):
+            _check_count(cfg.validation, key, f"validation.{key}")
+    validate_config(cfg)
+
+
+def _check_count(cfg: DictConfig, key: str, path: str) -> None:
+    value = cfg.get(key, 1)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{path} is {value!r}; give a whole number of at least 1")
