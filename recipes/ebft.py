@@ -87,7 +87,9 @@ class EBFTRecipe:
             self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
             self.feature_extractor.network.to(self.device)
 
-        self.generator = training.instantiate(cfg.generator, path="generator")
+        self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
+        if "validation" in cfg and "generator" in cfg.validation:
+            self.validation_generator = training.instantiate(cfg.validation.generator, path="validation.generator")
         self.reward = training.instantiate(cfg.reward, path="reward")
         self.advantage = training.instantiate(cfg.advantage, path="advantage")
         self.loss = training.instantiate(cfg.loss, path="loss")
@@ -281,7 +283,12 @@ class EBFTRecipe:
         start = time.perf_counter()
         batches = (batch.to(self.device) for batch in self.validation_loader)
         measured = evaluation.validate(
-            self.policy, batches, self.generator, self.feature_extractor, self.reward, seed=self.cfg.seed
+            self.policy,
+            batches,
+            self.validation_generator,
+            self.feature_extractor,
+            self.reward,
+            seed=self.cfg.seed,
         )
         measured = evaluation.merge(training.gather(measured))
         if training.is_main():

@@ -34,7 +34,8 @@ def write_checkpoint(directory: Path, **changes: object) -> Path:
     )
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "bos_token": None}))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "bos_token": None}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special))
     settings = {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 0, "architectures": ["LlamaForCausalLM"]}
     config = tiny_config(**(settings | changes))
     (directory / "config.json").write_text(json.dumps(config))

@@ -109,10 +109,10 @@ def _from_row_files(path: str, files: list[str], kind: str, split: str) -> datas
         if folder.is_dir():
             return datasets.load_dataset(kind, data_dir=str(folder), split=split)  # knows train.jsonl by its name
         return datasets.load_dataset(kind, data_files=files, split=split)
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError, StopIteration) as error:  # the last of them for an empty file
+        reason = str(error.__cause__ or error) or "it is empty"
         raise ValueError(
-            f"'{path}' cannot be read as {kind} with split {split!r} ({error.__cause__ or error}); "
-            "check the files and the split"
+            f"'{path}' cannot be read as {kind} with split {split!r} ({reason}); check the files and the split"
         ) from error
 
 

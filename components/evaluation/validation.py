@@ -61,7 +61,7 @@ def validate(
     Args:
         policy: what is measured.
         batches: the validation rows, on the policy's device.
-        generator: as in training; its anchors and temperature are used.
+        generator: draws what the reward measures; as in training, or another that costs less or reaches further.
         feature_extractor: as in training.
         reward: called row by row, so that its metrics come row by row.
         seed: of the rollouts.
@@ -78,17 +78,28 @@ def validate(
     for batch in batches:
         rollouts = generator(policy, batch, rng)
         features = feature_extractor(batch, rollouts)
-        logprobs = policy(batch, rollouts, temperature=generator.temperature, with_target=True)
-        assert logprobs.target is not None
+        target = policy(batch, _shortest_rollouts(batch), temperature=1.0, with_target=True).target
+        assert target is not None
         learned = learned_tokens(batch)
         for row in range(len(batch.tokens)):
             tokens = int(learned[row].sum())
-            nll = -float(logprobs.target[row][learned[row]].sum(dtype=torch.float64))
+            nll = -float(target[row][learned[row]].sum(dtype=torch.float64))
             add("cross_entropy", nll / max(tokens, 1), tokens)
             rewards = reward(*_row(row, batch, rollouts, features))
             for name, value in rewards.metrics.items():
                 add(name, value, int(rewards.mask.sum()))
     return measured
+
+
+def _shortest_rollouts(batch: Batch) -> Rollouts:
+    """One token after the first of each row: the policy packs nothing behind the prompt to score it."""
+    tokens = batch.tokens[:, None, 1:2, None]
+    return Rollouts(
+        tokens=tokens,
+        mask=torch.zeros_like(tokens, dtype=torch.bool),
+        anchors=torch.ones_like(batch.tokens[:, :1]),
+        logprobs=torch.zeros(tokens.shape, device=tokens.device),
+    )
 
 
 def _row(row: int, batch: Batch, rollouts: Rollouts, features: Features) -> tuple[Batch, Rollouts, Features]:

@@ -26,7 +26,7 @@ def before_after(run_dir: Path) -> Table:
         raise ValueError(
             f"'{run_dir}' holds {len(validations)} validations; a comparison needs one before and one after"
         )
-    (first, before), (last, after) = list(validations.items())[0], list(validations.items())[-1]
+    (first, before), *_, (last, after) = validations.items()
     rows = len(before["cross_entropy"].values)
     table = Table(title=f"Validation, {rows} rows of held-out text")
     table.add_column("metric")

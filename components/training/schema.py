@@ -39,7 +39,8 @@ OPTIONAL = (
     "metric_logger",
     "log_every_n_steps",
 )
-VALIDATION = ("dataset", "every_n_steps", "batch_size")
+VALIDATION_REQUIRED = ("dataset", "every_n_steps", "batch_size")
+VALIDATION_OPTIONAL = ("generator",)
 
 _COUNTS = (
     "batch_size",
@@ -83,7 +84,8 @@ def check_recipe(cfg: DictConfig) -> None:
     if type(cfg.output_dir) is not str or not cfg.output_dir:
         raise ValueError(f"output_dir is {cfg.output_dir!r}; name a directory")
     if "validation" in cfg:
-        check_keys(cfg.validation, VALIDATION, required=VALIDATION, path="validation")
+        keys = VALIDATION_REQUIRED + VALIDATION_OPTIONAL
+        check_keys(cfg.validation, keys, required=VALIDATION_REQUIRED, path="validation")
         for key in ("every_n_steps", "batch_size"):
             _check_count(cfg.validation, key, f"validation.{key}")
     validate_config(cfg)

@@ -136,10 +136,33 @@ def test_first_step_samples_and_scores_at_the_same_temperature(overrides):
 
 def test_everything_promised_is_logged(overrides):
     recipe, _, log = train(overrides)
-    promised = ["alignment", "diversity", "reward", "advantage_std", "feature_matching_loss", "feature_matching_loss_whitened", "duplicate_rollouts", "negative_target_factors", "cross_entropy", "grad_norm", "logprob_gap", "tokens_per_second", "peak_memory_gib", "lr", "loss", "policy_loss", "seconds/rollouts", "seconds/features", "seconds/rewards", "seconds/update", "seconds/optimizer", "seconds/step"]
+    promised = {
+        "alignment",
+        "diversity",
+        "reward",
+        "advantage_std",
+        "feature_matching_loss",
+        "feature_matching_loss_whitened",
+        "duplicate_rollouts",
+        "negative_target_factors",
+        "cross_entropy",
+        "grad_norm",
+        "logprob_gap",
+        "tokens_per_second",
+        "peak_memory_gib",
+        "lr",
+        "loss",
+        "policy_loss",
+        "seconds/rollouts",
+        "seconds/features",
+        "seconds/rewards",
+        "seconds/update",
+        "seconds/optimizer",
+        "seconds/step",
+    }
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     for row in log:
-        assert set(promised) <= row.keys()
+        assert promised <= row.keys()
     validations = load_validations(recipe.output_dir)
     assert list(validations) == [0, 4]
     assert {
@@ -204,7 +227,7 @@ def test_cross_entropy_alone_learns(overrides):
 
 def test_the_reward_rises(overrides):
     """Policy gradients climb the reward they are given: alignment on a repeated batch rises by more than noise."""
-    settings = ["max_steps=30", "save_every_n_steps=100", "dataset.max_rows=2", "optimizer.lr=1e-2", "~validation"]
+    settings = ["max_steps=50", "save_every_n_steps=100", "dataset.max_rows=2", "optimizer.lr=1e-2", "~validation"]
     _, _, log = train([*overrides, *settings, "reward.diversity_coef=0", "reward.whitening=none"])
     rewards = [row["reward"] for row in log]
     first, last = torch.tensor(rewards[:10]), torch.tensor(rewards[-10:])
@@ -221,9 +244,9 @@ def test_learning_rate_follows_the_schedule(overrides, decay):
 
 
 def test_epochs_say_how_long_a_run_is(overrides):
-    """The corpus fills 4 rows; two epochs of 2 rows a step are 4 steps, and ${max_steps} follows."""
-    recipe, _, log = train([*overrides, "dataset.max_rows=4", "~max_steps", "epochs=2", "~lr_scheduler"])
-    assert len(log) == recipe.cfg.max_steps == 4
+    """The corpus fills 4 rows; two epochs of 2 rows a step are 4 steps."""
+    recipe, _, log = train([*overrides, "dataset.max_rows=4", "~max_steps", "epochs=2"])
+    assert len(log) == recipe.max_steps == 4
 
 
 def command(overrides):
@@ -260,7 +283,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(overrides):
         [sys.executable, "recipes/ebft.py", "--config", "configs/quickstart.yaml", *killed],
         cwd=QUICKSTART.parents[1],
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(QUICKSTART.parents[1])},
+        env=os.environ | {"PYTHONPATH": str(QUICKSTART.parents[1]), "OMP_NUM_THREADS": "1"},  # as in this process
         text=True,
     )
     for line in process.stderr:
