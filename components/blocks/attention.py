@@ -194,7 +194,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, tiles: list[_Tile]) -> Tensor:
         L, G = layout.prompt_len, layout.block_len
         q_blocks = q[:, :, L:]
-        out, lse = torch.empty_like(q_blocks), q.new_empty(q_blocks.shape[:-1], dtype=torch.float32)
+        out, lse = torch.empty_like(q_blocks), _wide(q_blocks.new_empty(q_blocks.shape[:-1]))
         for start, stop, keys, bias in tiles:
             # A row without any visible key would come back with a log-sum-exp of 0; every block sees its predecessor.
             out[:, :, start:stop], lse[:, :, start:stop] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -202,7 +202,7 @@ class _BlockAttention(torch.autograd.Function):
             )
         scores = _own_scores(q_blocks, k[:, :, L:], G)
         joint = torch.logaddexp(lse, scores.logsumexp(dim=-1).flatten(2))
-        own = (scores - _per_block(joint, G)[..., None]).exp() @ _per_block(v[:, :, L:], G).float()
+        own = (scores - _per_block(joint, G)[..., None]).exp() @ _wide(_per_block(v[:, :, L:], G))
         out = out * (lse - joint).exp()[..., None] + own.flatten(2, 3)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, joint)
@@ -231,15 +231,19 @@ class _BlockAttention(torch.autograd.Function):
             grad_q[:, :, L + start : L + stop] = dq
             grad_k[:, :, :keys] += dk
             grad_v[:, :, :keys] += dv
-        d_out = _per_block(grad_out, G).float()
+        d_out = _wide(_per_block(grad_out, G))
         probs = (_own_scores(q_blocks, k[:, :, L:], G) - _per_block(lse, G)[..., None]).exp()
-        correction = (d_out * _per_block(out, G).float()).sum(dim=-1, keepdim=True)
-        d_scores = probs * (d_out @ _per_block(v[:, :, L:], G).float().transpose(-1, -2) - correction)
+        correction = (d_out * _wide(_per_block(out, G))).sum(dim=-1, keepdim=True)
+        d_scores = probs * (d_out @ _wide(_per_block(v[:, :, L:], G)).transpose(-1, -2) - correction)
         d_scores = d_scores / math.sqrt(q.shape[-1])
-        grad_q[:, :, L:] += (d_scores @ _per_block(k[:, :, L:], G).float()).flatten(2, 3).to(q.dtype)
-        grad_k[:, :, L:] = (d_scores.transpose(-1, -2) @ _per_block(q_blocks, G).float()).flatten(2, 3)
+        grad_q[:, :, L:] += (d_scores @ _wide(_per_block(k[:, :, L:], G))).flatten(2, 3).to(q.dtype)
+        grad_k[:, :, L:] = (d_scores.transpose(-1, -2) @ _wide(_per_block(q_blocks, G))).flatten(2, 3)
         grad_v[:, :, L:] = (probs.transpose(-1, -2) @ d_out).flatten(2, 3)
         return grad_q, grad_k, grad_v, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _per_block(x: Tensor, block_len: int) -> Tensor:
@@ -248,7 +252,7 @@ def _per_block(x: Tensor, block_len: int) -> Tensor:
 
 
 def _own_scores(q: Tensor, k: Tensor, block_len: int) -> Tensor:
-    """``[B, H, blocks, G, G]`` float32: scaled causal scores of every block over itself."""
-    q, k = _per_block(q, block_len).float(), _per_block(k, block_len).float()
+    """``[B, H, blocks, G, G]``, float32 or wider: scaled causal scores of every block over itself."""
+    q, k = _wide(_per_block(q, block_len)), _wide(_per_block(k, block_len))
     later = torch.ones(block_len, block_len, dtype=torch.bool, device=q.device).triu(1)
     return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(later, -torch.inf)

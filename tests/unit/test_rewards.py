@@ -158,7 +158,8 @@ def test_a_zero_rollout_gets_zero_and_leaves_the_others_their_reward(whitening):
 def test_all_zero_features_give_zero_rewards(whitening):
     value = features(0)
     got = score(
-        changed(value, rollout=torch.zeros_like(value.rollout), target=torch.zeros_like(value.target)), whitening=whitening
+        changed(value, rollout=torch.zeros_like(value.rollout), target=torch.zeros_like(value.target)),
+        whitening=whitening,
     )
     assert torch.equal(got.total, torch.zeros(2, 4, 3))
 
