@@ -51,6 +51,7 @@ class EBFTRecipe:
         """Build everything and check that it fits together; nothing in ``output_dir`` is touched before the end."""
         cfg = self.cfg
         self.device = training.start(cfg.device)
+        training.keep_freed_memory()
         checkpoint = self._checkpoint_to_resume()
         self.rng = training.seed_everything(cfg.seed)
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -85,7 +86,9 @@ class EBFTRecipe:
 
         with _said("feature network"):
             self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
-            self.feature_extractor.network.to(self.device)
+            for part in vars(self.feature_extractor).values():
+                if isinstance(part, torch.nn.Module):
+                    part.to(self.device)
 
         self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
         if "validation" in cfg and "generator" in cfg.validation:
@@ -175,6 +178,7 @@ class EBFTRecipe:
 
     def _open_output(self, checkpoint: Path | None) -> None:
         """From here on the run owns ``output_dir``."""
+        dist.barrier()  # every rank has looked into it
         if training.is_main():
             if self.cfg.get("resume") == "overwrite":
                 shutil.rmtree(self.output_dir, ignore_errors=True)

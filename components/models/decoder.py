@@ -141,8 +141,8 @@ def load_decoder(
 
     Args:
         checkpoint_dir: llama, qwen2 or mistral.
-        dtype: of the weights. A policy that is trained wants float32 (see ``docs``): at a learning rate of 1e-6 a
-            bfloat16 weight does not move.
+        dtype: of the weights. A policy that is trained wants float32: at a learning rate of 1e-6 a bfloat16 weight
+            does not move.
         max_seq_len: see :func:`build_decoder`.
 
     Raises:

@@ -1,16 +1,7 @@
 """What recipes share: configuration, processes, checkpoints, schedules, metrics."""
 
 from components.training.checkpoint import HFCheckpointer, list_checkpoints
-from components.training.config import (
-    accepts,
-    check_keys,
-    diff_configs,
-    instantiate,
-    load_config,
-    parse_args,
-    save_config,
-    validate_config,
-)
+from components.training.config import check_keys, diff_configs, load_config, parse_args, save_config
 from components.training.distributed import (
     clip_grad_norm,
     gather,
@@ -22,7 +13,9 @@ from components.training.distributed import (
     sync_gradients,
     total,
 )
-from components.training.metrics import MetricsLog, StepMetrics, peak_memory_gib, read_metrics
+from components.training.instantiate import accepts, instantiate, validate_config
+from components.training.memory import keep_freed_memory, peak_memory_gib
+from components.training.metrics import MetricsLog, StepMetrics, read_metrics
 from components.training.schedules import warmup_then
 from components.training.schema import check_recipe
 
@@ -38,6 +31,7 @@ __all__ = [
     "gather",
     "instantiate",
     "is_main",
+    "keep_freed_memory",
     "list_checkpoints",
     "load_config",
     "parse_args",

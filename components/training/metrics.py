@@ -6,8 +6,6 @@ and tables are made from it, and a resumed run cuts it back to the step it conti
 
 import json
 import math
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -90,11 +88,3 @@ def read_metrics(run_dir: Path) -> list[dict]:
             except json.JSONDecodeError:
                 break
     return rows
-
-
-def peak_memory_gib() -> float:
-    """Largest memory use so far in GiB: allocated on the CUDA device, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,11 +1,12 @@
 """The top level of a recipe's YAML: which keys there are, which must be there, and what the plain ones may hold.
 
-Nodes with ``_component_`` are checked against the component's own signature (``components.training.config``).
+Nodes with ``_component_`` are checked against the component's own signature (``components.training.instantiate``).
 """
 
 from omegaconf import DictConfig
 
-from components.training.config import check_keys, validate_config
+from components.training.config import check_keys
+from components.training.instantiate import validate_config
 
 REQUIRED = (
     "output_dir",
