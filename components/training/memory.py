@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 32 * _MIB)
         mallopt(_TRIM_THRESHOLD, -1)  # never
-        mallopt(_TOP_PAD, 64 * _MIB)
+        mallopt(_TOP_PAD, 256 * _MIB)
 
 
 def peak_memory_gib() -> float:
