@@ -10,8 +10,6 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from torchtune.utils import get_logger
 from tqdm import tqdm
 
 from components import evaluation, training
@@ -27,12 +24,11 @@ from components.data import TrainStream, batch_loader, collate
 from components.losses import TokenCounts
 from components.models import Policy
 from components.report import before_after, plot_run
+from components.rollouts import duplicate_share
 from components.types import Batch, Rewards
 
 # A resumed run may change how it is watched and saved; everything else would make it another run.
 FREE_ON_RESUME = ("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last")
-
-log = get_logger("INFO")
 
 
 class EBFTRecipe:
@@ -56,7 +52,7 @@ class EBFTRecipe:
         self.rng = training.seed_everything(cfg.seed)
         rank, world = dist.get_rank(), dist.get_world_size()
 
-        with _said("data"):
+        with training.timed("data"):
             self.tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
             dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=self.tokenizer)
             self.stream = TrainStream(
@@ -75,7 +71,7 @@ class EBFTRecipe:
                     held_out, batch_size=cfg.validation.batch_size, seed=0, shuffle=False, rank=rank, world_size=world
                 )
 
-        with _said("model"):
+        with training.timed("model"):
             self.policy = Policy(training.instantiate(cfg.model, path="model"))
             vocabulary = self.policy.decoder.tok_embeddings.num_embeddings
             if self.tokenizer.vocab_size > vocabulary:
@@ -84,7 +80,7 @@ class EBFTRecipe:
                     "must come from the same checkpoint"
                 )
 
-        with _said("feature network"):
+        with training.timed("feature network"):
             self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
             for part in vars(self.feature_extractor).values():
                 if isinstance(part, torch.nn.Module):
@@ -98,7 +94,7 @@ class EBFTRecipe:
         self.loss = training.instantiate(cfg.loss, path="loss")
         self._check_parts(dataset)
 
-        with _said("sharding and optimizer"):
+        with training.timed("sharding and optimizer"):
             training.shard(
                 self.policy,
                 self.device,
@@ -163,7 +159,9 @@ class EBFTRecipe:
         nothing = torch.zeros(1, n, 1)
         self.advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
         if n == 2:
-            _say("2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one")
+            training.say(
+                "2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one"
+            )
         rows = min(len(dataset), 512)
         anchors = self.generator.anchors(collate([dataset[i] for i in range(rows)]), self.generator.rollout_len)
         if not anchors.mask.any():
@@ -171,7 +169,7 @@ class EBFTRecipe:
                 f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the "
                 "prefix and rollout together; lower generator.anchors.context_len or generator.rollout_len, or use longer text"
             )
-        _say(
+        training.say(
             f"{len(dataset)} rows of {dataset[0]['tokens'].numel()} tokens, {anchors.mask.shape[1]} anchors a row of which "
             f"{anchors.mask.float().mean():.0%} count, {n} samples of {self.generator.rollout_len} tokens at each"
         )
@@ -186,7 +184,7 @@ class EBFTRecipe:
             training.save_config(self.cfg, self.output_dir)
         self.metrics_log = training.MetricsLog(self.output_dir)
         if checkpoint is not None:
-            with _said(f"resuming from {checkpoint}"):
+            with training.timed(f"resuming from {checkpoint}"):
                 state = self.checkpointer.load(checkpoint, self.policy, self.optimizer)
                 self.steps_done = state["step"]
                 self.stream.load_state_dict(state["stream"])
@@ -248,7 +246,7 @@ class EBFTRecipe:
                 advantages = self.advantage(rewards)
             drawn.append((batch, rollouts, advantages))
             blocks = int(rewards.mask.sum())
-            metrics.add(rewards.metrics, weight=blocks)
+            metrics.add(rewards.metrics | {"duplicate_rollouts": duplicate_share(rollouts)}, weight=blocks)
             counted = advantages.transpose(1, 2)[rewards.mask]
             metrics.add({"advantage_std": float(counted.std()) if counted.numel() > 1 else 0.0}, weight=blocks)
 
@@ -302,7 +300,7 @@ class EBFTRecipe:
                 logger.log_dict(means, step=self.steps_done)
             shown = (name for name in ("cross_entropy", "feature_matching_loss") if name in measured)
             numbers = ", ".join(f"{name.replace('_', ' ')} {measured[name].mean():.4f}" for name in shown)
-            _say(f"step {self.steps_done}: validation {numbers} ({time.perf_counter() - start:.0f} s)")
+            training.say(f"step {self.steps_done}: validation {numbers} ({time.perf_counter() - start:.0f} s)")
 
     def log(self, metrics: dict[str, float], bar: tqdm) -> None:
         """To ``metrics.jsonl``, the metric loggers of YAML, and the terminal."""
@@ -317,7 +315,7 @@ class EBFTRecipe:
             if key in metrics
         }
         if bar.disable:
-            _say(
+            training.say(
                 f"step {self.steps_done}/{self.max_steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}, "
                 f"{metrics['seconds/step']:.1f} s"
             )
@@ -334,7 +332,7 @@ class EBFTRecipe:
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
         path = self.checkpointer.save(self.steps_done, self.policy, self.optimizer, state)
-        _say(f"saved {path}")
+        training.say(f"saved {path}")
 
     def cleanup(self) -> None:
         """Plots, the table of what changed, and where everything is."""
@@ -344,8 +342,8 @@ class EBFTRecipe:
             plots = plot_run(self.output_dir)
             if len(evaluation.load_validations(self.output_dir)) > 1:
                 Console().print(before_after(self.output_dir))
-            _say(f"plots: {', '.join(map(str, plots))}")
-            _say(f"checkpoint: {training.list_checkpoints(self.output_dir)[-1]}")
+            training.say(f"plots: {', '.join(map(str, plots))}")
+            training.say(f"checkpoint: {training.list_checkpoints(self.output_dir)[-1]}")
         training.stop()
 
 
@@ -356,19 +354,6 @@ def _total_counts(drawn: list[tuple[Any, Any]]) -> TokenCounts:
         rollout=training.total(torch.stack([count.rollout for count in counts]).sum()),
         target=training.total(torch.stack([count.target for count in counts]).sum()),
     )
-
-
-def _say(message: str) -> None:
-    if training.is_main():
-        log.info(message)
-
-
-@contextmanager
-def _said(phase: str) -> Iterator[None]:
-    """One line per phase of the start, with its duration."""
-    start = time.perf_counter()
-    yield
-    _say(f"{phase}: {time.perf_counter() - start:.1f} s")
 
 
 def main() -> int:

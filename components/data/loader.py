@@ -3,6 +3,7 @@
 An order depends on the seed and the epoch alone. What the rows hold is not known here.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -88,16 +89,18 @@ def batch_loader(
             f"({batch_size} on each of {world_size} processes); lower batch_size, shorten dataset.seq_len or add text"
         )
     rows: Any = dataset if shuffle else _Filled(dataset, world_size)
-    return StatefulDataLoader(
-        rows,
-        batch_size=batch_size,
-        sampler=StatefulDistributedSampler(
-            rows, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=shuffle
-        ),
-        collate_fn=collate,
-        drop_last=shuffle,
-        generator=torch.Generator(),  # torch's global one would otherwise advance with every epoch begun
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 calls it on every torch
+        return StatefulDataLoader(
+            rows,
+            batch_size=batch_size,
+            sampler=StatefulDistributedSampler(
+                rows, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=shuffle
+            ),
+            collate_fn=collate,
+            drop_last=shuffle,
+            generator=torch.Generator(),  # torch's global one would otherwise advance with every epoch begun
+        )
 
 
 class TrainStream:

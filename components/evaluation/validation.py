@@ -15,6 +15,7 @@ import torch
 
 from components.losses import learned_tokens
 from components.models import Policy
+from components.rollouts import duplicate_share
 from components.types import Batch, FeatureExtractor, Features, Generator, Reward, Rollouts
 
 
@@ -85,8 +86,9 @@ def validate(
             tokens = int(learned[row].sum())
             nll = -float(target[row][learned[row]].sum(dtype=torch.float64))
             add("cross_entropy", nll / max(tokens, 1), tokens)
-            rewards = reward(*_row(row, batch, rollouts, features))
-            for name, value in rewards.metrics.items():
+            parts = _row(row, batch, rollouts, features)
+            rewards = reward(*parts)
+            for name, value in (rewards.metrics | {"duplicate_rollouts": duplicate_share(parts[1])}).items():
                 add(name, value, int(rewards.mask.sum()))
     return measured
 

@@ -72,7 +72,6 @@ class FeatureMatchingReward:
                 feature_matching_loss=feature_matching_loss(raw),
                 feature_matching_loss_whitened=feature_matching_loss(whitened),
                 negative_target_factors=whitened.negative,
-                duplicate_rollouts=duplicates(rollouts.tokens),
             ),
         )
 
@@ -81,13 +80,6 @@ def feature_matching_loss(features: Whitened) -> Tensor:
     """``|mean_j phi_j - phi_y|^2`` of every block, ``[..., n, D]`` to ``[..., 1]`` (paper eq. 2 on unwhitened features)."""
     gap = (features.rollout - features.target).mean(dim=-2)
     return gap.square().sum(dim=-1, keepdim=True)
-
-
-def duplicates(tokens: Tensor) -> Tensor:
-    """``[B, K, n]`` bool from rollout tokens ``[B, n, K, G]``: is it a copy of an earlier sample at its anchor?"""
-    tokens = tokens.transpose(1, 2)
-    same = (tokens[:, :, :, None] == tokens[:, :, None]).all(dim=-1)  # [B, K, n, n]
-    return same.tril(diagonal=-1).any(dim=-1)
 
 
 def block_means(mask: Tensor, **values: Tensor) -> dict[str, float]:

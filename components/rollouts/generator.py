@@ -99,6 +99,17 @@ class BlockParallelGenerator:
         return open_blocks & ~torch.isin(tokens, torch.tensor(self.stop_tokens, device=tokens.device))
 
 
+def duplicate_share(rollouts: Rollouts) -> float:
+    """Share of the rollouts that are copies of an earlier sample at their anchor, among those that count."""
+    tokens = rollouts.tokens.where(rollouts.mask, -1).transpose(
+        1, 2
+    )  # [B, K, n, G]; what follows a stop is no difference
+    same = (tokens[:, :, :, None] == tokens[:, :, None]).all(dim=-1)  # [B, K, n, n]
+    copies = same.tril(diagonal=-1).any(dim=-1)
+    counted = rollouts.mask.any(dim=-1).transpose(1, 2)
+    return float((copies & counted).sum() / counted.sum().clamp(min=1))
+
+
 def _nowhere(open_blocks: Tensor) -> bool:
     """True if no block is open on any rank: all ranks must leave the loop together, since its calls are collective."""
     anywhere = open_blocks.any().int()

@@ -15,6 +15,7 @@ from components.training.distributed import (
 )
 from components.training.instantiate import accepts, instantiate, validate_config
 from components.training.memory import keep_freed_memory, peak_memory_gib
+from components.training.messages import say, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
 from components.training.schedules import warmup_then
 from components.training.schema import check_recipe
@@ -38,11 +39,13 @@ __all__ = [
     "peak_memory_gib",
     "read_metrics",
     "save_config",
+    "say",
     "seed_everything",
     "shard",
     "start",
     "stop",
     "sync_gradients",
+    "timed",
     "total",
     "validate_config",
     "warmup_then",

@@ -102,6 +102,14 @@ def test_activation_checkpointing_changes_nothing(overrides, tmp_path):
         torch.testing.assert_close(recomputed[name], plain[name], atol=1e-6, rtol=1e-5)
 
 
+def test_compiled_layers_change_nothing_but_rounding(overrides, tmp_path):
+    settings = [*overrides, "max_steps=1", "~validation"]
+    _, _, plain = train(settings)
+    _, _, compiled = train([*settings, "compile=true", f"output_dir={tmp_path / 'compiled'}"])
+    for key in ("cross_entropy", "reward", "grad_norm"):
+        assert compiled[0][key] == pytest.approx(plain[0][key], rel=1e-3)
+
+
 def test_the_feature_network_is_bitwise_unchanged_and_the_policy_is_not(overrides):
     recipe = build(overrides)
     network = recipe.feature_extractor.network
@@ -294,6 +302,20 @@ def test_a_killed_run_goes_on_from_its_checkpoint(overrides):
     _, resumed, log = train(killed)
     assert numbers(log) == numbers(straight_log)
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_several_metric_loggers_hear_the_same(overrides, tmp_path, capsys):
+    loggers = "torchtune.training.metric_logging"
+    nodes = (
+        f"[{{_component_: {loggers}.StdoutLogger}},{{_component_: {loggers}.DiskLogger,log_dir: {tmp_path / 'disk'}}}]"
+    )
+    overrides = [item for item in overrides if item != "~metric_logger"]
+    train([*overrides, "max_steps=1", "~metric_logger", f"metric_logger={nodes}"])
+    written = "".join(path.read_text() for path in (tmp_path / "disk").iterdir())
+    for text in (capsys.readouterr().out, written):
+        assert "Step 1 | " in text
+        assert "advantage_std:" in text
+        assert "validation/cross_entropy:" in text
 
 
 def test_saved_weights_say_their_dtype(overrides):

@@ -28,7 +28,7 @@ def test_policy_gradient_by_hand():
     logprobs = torch.tensor([[[[-1.0, -2.0]], [[-3.0, -4.0]]]], requires_grad=True)
     advantages = torch.tensor([[[1.0], [-3.0]]])
     out = PolicyGradientLoss()(Logprobs(rollout=logprobs), advantages, batch_of([[0, 0]]), rollouts)
-    assert float(out.loss) == pytest.approx(1 / 3)
+    assert out.loss.item() == pytest.approx(1 / 3)
     out.loss.backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[[[-1 / 3, -1 / 3]], [[1.0, 0.0]]]]))
 
@@ -41,7 +41,7 @@ def test_cross_entropy_by_hand():
     rollouts = rollouts_of([[[[True]], [[True]]]])
     logprobs = Logprobs(rollout=torch.zeros(1, 2, 1, 1), target=target)
     out = PolicyGradientLoss(rl_coef=0.0, ce_coef=0.5)(logprobs, torch.ones(1, 2, 1), batch, rollouts)
-    assert float(out.loss) == pytest.approx(0.5 * 3)
+    assert out.loss.item() == pytest.approx(0.5 * 3)
     assert out.metrics["cross_entropy"] == pytest.approx(3)
     out.loss.backward()
     torch.testing.assert_close(target.grad, torch.tensor([[-1 / 6, -1 / 6, 0.0, -1 / 6]]))
@@ -51,7 +51,7 @@ def test_what_is_masked_may_be_anything():
     rollouts = rollouts_of([[[[True, False]]]])
     logprobs = torch.tensor([[[[-1.0, torch.nan]]]], requires_grad=True)
     out = PolicyGradientLoss()(Logprobs(rollout=logprobs), torch.ones(1, 1, 1), batch_of([[0, 0]]), rollouts)
-    assert float(out.loss) == -1
+    assert out.loss.item() == -1
 
 
 def test_nothing_to_learn_from_is_a_loss_of_zero_not_a_mean_over_everything():
@@ -62,7 +62,7 @@ def test_nothing_to_learn_from_is_a_loss_of_zero_not_a_mean_over_everything():
     )
     out = PolicyGradientLoss(ce_coef=1.0)(logprobs, torch.ones(1, 1, 1), batch, rollouts)
     out.loss.backward()
-    assert float(out.loss) == 0
+    assert out.loss.item() == 0
     assert not logprobs.rollout.grad.any()
     assert not logprobs.target.grad.any()
 
@@ -91,7 +91,7 @@ def test_parts_of_a_step_add_up_to_the_step():
 
     counts = TokenCounts.of(row(0)[2], row(0)[3]) + TokenCounts.of(row(1)[2], row(1)[3])
     parts = [loss(*row(i), counts) for i in range(2)]
-    assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), abs=1e-6)
+    assert float(sum(part.loss for part in parts)) == pytest.approx(whole.loss.item(), abs=1e-6)
     for name, value in whole.metrics.items():
         assert sum(part.metrics[name] for part in parts) == pytest.approx(value, abs=1e-6)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.rewards import FeatureMatchingReward, whiten
-from components.rewards.energy import duplicates, feature_matching_loss
+from components.rewards.energy import feature_matching_loss
 from components.types import Features, Rollouts
 
 
@@ -211,11 +211,6 @@ def test_feature_matching_loss_is_the_distance_of_means():
     assert score(value).metrics["feature_matching_loss"] == pytest.approx(0.5)
     assert score(value, whitening="none").metrics["feature_matching_loss"] == pytest.approx(0.5)
     assert float(feature_matching_loss(whiten(*_block(value), "none", 0.0))) == pytest.approx(0.5)
-
-
-def test_a_duplicate_is_a_rollout_that_an_earlier_sample_wrote():
-    tokens = torch.tensor([[1, 2], [3, 4], [1, 2], [1, 2]])[None, :, None]  # [1, 4, 1, 2]
-    assert duplicates(tokens)[0, 0].tolist() == [False, False, True, True]
 
 
 def test_stacked_layers_are_whitened_apart():

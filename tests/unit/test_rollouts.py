@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from components.blocks import CompletionAnchor, StridedAnchors
 from components.models import Policy
-from components.rollouts import BlockParallelGenerator, Sampler
-from components.types import Batch
+from components.rollouts import BlockParallelGenerator, Sampler, duplicate_share
+from components.types import Batch, Rollouts
 from tests.tiny import VOCAB, row_by_row, tiny_batch, tiny_decoder
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
@@ -124,6 +124,22 @@ def test_a_completion_continues_the_whole_prompt():
     rollouts = generator(Policy(decoder), batch, seeded())
     assert rollouts.anchors.tolist() == [[20], [9]]
     assert torch.equal(rollouts.tokens, uncached(decoder, batch, generator, seeded())[0])
+
+
+def test_a_duplicate_is_a_rollout_that_an_earlier_sample_wrote():
+    """Samples (1 2), (3 4), (1 2), (1 9): the third is a copy, and so is the last if both stop after their first token."""
+    tokens = torch.tensor([[1, 2], [3, 4], [1, 2], [1, 9]])[None, :, None]  # [1, 4, 1, 2]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    stopped = mask.clone()
+    stopped[:, [0, 3], :, 1] = False
+
+    def share(mask):
+        zeros = torch.zeros(tokens.shape)
+        return duplicate_share(Rollouts(tokens=tokens, mask=mask, anchors=torch.ones(1, 1).long(), logprobs=zeros))
+
+    assert share(mask) == 0.25
+    assert share(stopped) == 0.25  # the third goes on where the first stopped; the last does not
+    assert share(torch.zeros_like(mask)) == 0
 
 
 def test_reading_past_the_model_is_refused():
