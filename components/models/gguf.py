@@ -131,6 +131,7 @@ def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "add_bos_token": metadata["tokenizer.ggml.add_bos_token"],
         "chat_template": metadata["tokenizer.chat_template"],
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # a llama takes no token types
         "model_max_length": metadata["llama.context_length"],
         "tokenizer_class": "PreTrainedTokenizerFast",  # the class that takes tokenizer.json as it is
     }
