@@ -162,17 +162,25 @@ class EBFTRecipe:
             training.say(
                 "2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one"
             )
-        rows = min(len(dataset), 512)
-        anchors = self.generator.anchors(collate([dataset[i] for i in range(rows)]), self.generator.rollout_len)
+        batch = collate([dataset[i] for i in range(min(len(dataset), 512))])
+        rows, L = batch.tokens.shape
+        anchors = self.generator.anchors(batch, self.generator.rollout_len)
         if not anchors.mask.any():
             raise ValueError(
-                f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the "
-                "prefix and rollout together; lower generator.anchors.context_len or generator.rollout_len, or use longer text"
+                f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the prefix "
+                "and rollout together; lower generator.anchors.context_len or generator.rollout_len, or use longer text"
             )
         training.say(
-            f"{len(dataset)} rows of {dataset[0]['tokens'].numel()} tokens, {anchors.mask.shape[1]} anchors a row of which "
+            f"{len(dataset)} rows of {L} tokens, {anchors.mask.shape[1]} anchors a row of which "
             f"{anchors.mask.float().mean():.0%} count, {n} samples of {self.generator.rollout_len} tokens at each"
         )
+        ends = (anchors.positions + self.generator.rollout_len - 1).clamp(max=L - 1)
+        straddles = batch.doc_ids.gather(1, anchors.positions - 1) != batch.doc_ids.gather(1, ends)
+        if (straddles & anchors.mask).any():
+            training.say(
+                f"{straddles[anchors.mask].float().mean():.0%} of the blocks that count continue one document and are compared "
+                "with another; leave them out with generator.anchors.document_mask: true"
+            )
 
     def _open_output(self, checkpoint: Path | None) -> None:
         """From here on the run owns ``output_dir``."""

@@ -157,6 +157,11 @@ def test_two_samples_are_explained(overrides, caplog, tmp_path):  # noqa: F811
     assert "diversity reward has no baseline (0)" in caplog.text
 
 
+def test_blocks_across_documents_are_mentioned(overrides, caplog):  # noqa: F811
+    build([*overrides, "generator.anchors.document_mask=false"])
+    assert "continue one document and are compared with another; leave them out" in caplog.text
+
+
 def test_weights_that_are_not_numbers_stop_the_run_and_keep_the_checkpoint(overrides, tmp_path):  # noqa: F811
     """Step 3 blows up: the error names it, and the checkpoint of step 2 is what it was."""
     recipe = build([*overrides, "max_steps=6"])
