@@ -234,8 +234,8 @@ def test_cross_entropy_alone_learns(overrides):
 
 
 def test_the_reward_rises(overrides):
-    """Policy gradients alone climb the reward they are given: alignment on a repeated batch rises by more than noise (by 7 to 11
-    standard errors for the seeds tried)."""
+    """Policy gradients alone climb the reward they are given: alignment on a repeated batch rises by more than noise (by 7 to
+    11 standard errors for the seeds tried)."""
     settings = ["max_steps=50", "save_every_n_steps=100", "dataset.max_rows=2", "optimizer.lr=1e-2", "~validation"]
     _, _, log = train([*overrides, *settings, "reward.diversity_coef=0", "reward.whitening=none", "loss.ce_coef=0"])
     rewards = [row["reward"] for row in log]
