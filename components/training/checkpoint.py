@@ -106,6 +106,8 @@ class HFCheckpointer:
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         named = {name.removeprefix("decoder."): value.to(self.dtype) for name, value in weights.items()}
         save_file(to_hf(named, self.config), directory / "model.safetensors", metadata={"format": "pt"})
+        # safetensors lets only the owner read what it writes; who may read the rest may read the weights.
+        (directory / "model.safetensors").chmod((directory / "config.json").stat().st_mode)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

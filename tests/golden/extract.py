@@ -4,7 +4,7 @@
 
 The reference was made by running the authors' code (sjelassi/ebft_openrlhf @ 4064b49) unchanged on a tiny llama, in float32.
 Left out: token mode (its advantages stand in another order than its tokens), attention under document masking (ours isolates
-documents for blocks as well), question masking by weights, hidden states after the final norm, KL and GSPO.
+documents for blocks as well), hidden states after the final norm, KL and GSPO.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 DATA = Path(__file__).parent / "data"
-POLICY_CASES = ("p00", "p01", "p06")
+POLICY_CASES = ("p00", "p01", "p02", "p06")
 FEATURE_TENSORS = ("alignment", "diversity", "reward", "baseline", "advantage")
 
 
@@ -64,6 +64,7 @@ def main(reference: Path) -> None:
             "tokens",
             "doc_ids",
             "fixed.full_sequences",
+            "fixed.qa_masks_full",
             "greedy.docmask0.full_sequences",
             "greedy.docmask0.block_logits",
         }
