@@ -244,6 +244,33 @@ def test_the_reward_rises(overrides):
     assert last.mean() - first.mean() > 3 * noise
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["generator.rollout_len=1"],
+        ["generator.num_samples=2"],
+        ["generator.num_samples=1", "advantage=components.advantages.Reinforce", "reward.whitening=none"],
+        ["generator.top_p=0.9", "generator.top_k=20"],
+        ["generator.stop_tokens=[5,6,7]", "feature_extractor.pooling=mean"],
+        ["generator.anchors.document_mask=false"],
+        ["generator.anchors.region=target"],
+        ["feature_extractor.pooling=concat", "feature_extractor.norm=per_layer"],
+        ["feature_extractor.combine=mean", "feature_extractor.layers=[1,2]"],
+        ["feature_extractor.combine=stack", "reward.whitening=sample_space"],
+        ["reward.diversity_coef=0.5", "advantage=components.advantages.GroupNorm"],
+        ["feature_extractor.network.decoder.dtype=bf16", "dtype=bf16", "activation_checkpointing=true"],
+        ["dataset.isolate_documents=false", "gradient_accumulation_steps=2", "clip_grad_norm=0.1"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_option_trains(overrides, settings):
+    """A step with each option away from its default: finite numbers, and every weight moves."""
+    recipe, weights, log = train([*overrides, "max_steps=1", *settings])
+    assert all(value is not None for value in log[0].values())
+    before = load_decoder(recipe.cfg.model.checkpoint_dir).state_dict()
+    assert all(not torch.equal(value, before[name.removeprefix("decoder.")]) for name, value in weights.items())
+
+
 @pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
 def test_learning_rate_follows_the_schedule(overrides, decay):
     _, _, log = train([*overrides, f"lr_scheduler.decay={decay}", "lr_scheduler.warmup=0.25"])
