@@ -52,7 +52,7 @@ lint: install  ## check style and types
 	@echo "lint: ruff format"
 	@$(BIN)/ruff format --check
 	@echo "lint: mypy"
-	@$(BIN)/mypy components recipes
+	@$(BIN)/mypy components recipes benchmarks
 
 format: install  ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix

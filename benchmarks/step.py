@@ -33,7 +33,7 @@ from components.rollouts import BlockParallelGenerator
 from components.training import keep_freed_memory, peak_memory_gib, shard, start, stop
 from components.types import Batch
 
-SMOLLM2 = {
+SMOLLM2: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 49152,
     "hidden_size": 576,
