@@ -60,11 +60,20 @@ class HFCheckpointer:
             policy: sharded or not.
             optimizer: its state is saved in full.
             state: whatever else the recipe needs to go on exactly, as ``torch.save`` takes it.
+
+        Raises:
+            FloatingPointError: a weight is not finite; what was saved before stays.
         """
         weights: dict[str, Any] = get_model_state_dict(policy, options=_FULL)
         optimizer_state = get_optimizer_state_dict(policy, optimizer, options=_FULL)
         final = self.output_dir / f"step_{step:06d}"
         if is_main():
+            broken = [name for name, value in weights.items() if not value.isfinite().all()]
+            if broken:
+                raise FloatingPointError(
+                    f"{broken[0]} is not finite after step {step}: nothing was saved, the newest checkpoint in '{self.output_dir}' "
+                    "is good; lower optimizer.lr or set clip_grad_norm"
+                )
             partial = self.output_dir / f".{final.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)

@@ -182,6 +182,17 @@ def test_weights_that_are_not_numbers_stop_the_run_and_keep_the_checkpoint(overr
     assert (tmp_path / "run" / "step_000002" / "model.safetensors").read_bytes() == checkpoints[0]
 
 
+def test_weights_that_are_not_numbers_are_not_saved(overrides, tmp_path):  # noqa: F811
+    recipe = build(overrides)
+    recipe.save()
+    recipe.steps_done = 1
+    with torch.no_grad():
+        next(recipe.policy.parameters()).fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match="is not finite after step 1: nothing was saved"):
+        recipe.save()
+    assert [path.name for path in (tmp_path / "run").glob("*step_*")] == ["step_000000"]
+
+
 def test_a_gradient_that_is_not_finite_changes_no_weight(overrides):  # noqa: F811
     recipe = build(overrides)
     before = [parameter.full_tensor().clone() for parameter in recipe.policy.parameters()]
