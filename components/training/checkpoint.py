@@ -71,8 +71,8 @@ class HFCheckpointer:
             broken = [name for name, value in weights.items() if not value.isfinite().all()]
             if broken:
                 raise FloatingPointError(
-                    f"{broken[0]} is not finite after step {step}: nothing was saved, the newest checkpoint in '{self.output_dir}' "
-                    "is good; lower optimizer.lr or set clip_grad_norm"
+                    f"{broken[0]} is not finite after step {step}: nothing was saved, the newest checkpoint in "
+                    f"'{self.output_dir}' is good; lower optimizer.lr or set clip_grad_norm"
                 )
             partial = self.output_dir / f".{final.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
