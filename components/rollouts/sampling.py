@@ -49,11 +49,13 @@ class Sampler:
         return tokens, logits.gather(1, tokens) - normaliser
 
     def _kept(self, logits: Tensor, probs: Tensor) -> Tensor:
+        """``probs`` with what top-k and top-p leave out set to 0. Ranked by logits: probabilities may round to a tie."""
         if self.top_k and self.top_k < probs.shape[-1]:
-            least = probs.topk(self.top_k, dim=-1).values[:, -1:]
-            probs = probs.masked_fill(probs < least, 0.0)
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            probs = probs.masked_fill(logits < least, 0.0)
         if self.top_p < 1:
-            ordered, order = probs.sort(dim=-1, descending=True)
+            order = logits.argsort(dim=-1, descending=True)
+            ordered = probs.gather(1, order)
             beyond = ordered.cumsum(dim=-1) - ordered >= self.top_p * ordered.sum(dim=-1, keepdim=True)
             probs = probs.masked_fill(beyond.gather(1, order.argsort(dim=-1)), 0.0)
         return probs

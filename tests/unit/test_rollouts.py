@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from components.blocks import CompletionAnchor, StridedAnchors
@@ -180,6 +180,8 @@ def test_frequencies_are_the_softmax_at_the_temperature():
     top_p=st.floats(0.05, 1.0),
     top_k=st.integers(0, 12),
 )
+@example(logits=[0.0, 0.0, 5.960464477539063e-08], u=0.0, top_p=0.25, top_k=0)
+@example(logits=[0.0, 0.0, 5.960464477539063e-08], u=0.0, top_p=1.0, top_k=1)
 def test_only_kept_tokens_are_drawn(logits, u, top_p, top_k):
     """Never a token of probability zero, whatever the uniform number; never one outside top-k or top-p."""
     logits = torch.tensor([logits])
