@@ -6,7 +6,9 @@ Read :meth:`EBFTRecipe.step` first: it is the method, one line per arrow of
 ``batch -> rollouts -> features -> rewards -> advantages -> log-probs -> loss``. Each of these parts is named by YAML.
 """
 
+import functools
 import math
+import operator
 import shutil
 import sys
 import time
@@ -258,7 +260,7 @@ class EBFTRecipe:
             counted = advantages.transpose(1, 2)[rewards.mask]
             metrics.add({"advantage_std": float(counted.std()) if counted.numel() > 1 else 0.0}, weight=blocks)
 
-        counts = _total_counts([(batch, rollouts) for batch, rollouts, _ in drawn])
+        counts = _total_counts([TokenCounts.of(batch, rollouts) for batch, rollouts, _ in drawn])
         for number, (batch, rollouts, advantages) in enumerate(drawn, start=1):
             with metrics.phase("update"):
                 training.sync_gradients(self.policy, on=number == len(drawn))
@@ -355,13 +357,10 @@ class EBFTRecipe:
         training.stop()
 
 
-def _total_counts(drawn: list[tuple[Any, Any]]) -> TokenCounts:
+def _total_counts(counts: list[TokenCounts]) -> TokenCounts:
     """Tokens of the whole step, over micro-batches and ranks."""
-    counts = [TokenCounts.of(batch, rollouts) for batch, rollouts in drawn]
-    return TokenCounts(
-        rollout=training.total(torch.stack([count.rollout for count in counts]).sum()),
-        target=training.total(torch.stack([count.target for count in counts]).sum()),
-    )
+    here = functools.reduce(operator.add, counts)
+    return TokenCounts(rollout=training.total(here.rollout), target=training.total(here.target))
 
 
 def main() -> int:

@@ -75,8 +75,8 @@ class BlockParallelGenerator:
         cache = KVCache(kv_heads=policy.kv_heads, block_len=G - 1)
 
         drawn = [policy.prefill(batch, layout, cache, uniforms[..., 0], self._sampler)]
-        open_blocks = self._still_open(anchors.mask[:, None].expand(B, n, K), drawn[-1].tokens)
         masks = [anchors.mask[:, None].expand(B, n, K)]
+        open_blocks = self._still_open(masks[0], drawn[0].tokens)
         for step in range(1, G):
             if self.stop_tokens and _nowhere(open_blocks):
                 break
