@@ -3,6 +3,7 @@
 The prompt is stored once for all samples. A cache lives as long as the rollout it serves and belongs to no module.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,11 @@ class KVCache:
         self.block_len = block_len
         self._prompt: dict[int, tuple[Tensor, Tensor]] = {}
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values it holds."""
+        return self._prompt[0][0].dtype
 
     def _distinct(self, x: Tensor) -> Tensor:
         return x[:, :: x.shape[1] // self.kv_heads]

@@ -4,7 +4,7 @@
 are read, so each can run inside FSDP's hooks (``components.training.distributed`` registers the latter two).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,10 +24,8 @@ from components.blocks import (
     install,
 )
 from components.models.decoder import hidden_states
+from components.models.head import TokenLogprobs, chunks
 from components.types import Batch, Logprobs, Rollouts
-
-# Elements of the largest logits tensor that is ever formed (float32: 64 MiB). The vocabulary decides how many rows that is.
-_LOGITS_ELEMENTS = 1 << 24
 
 # Draws tokens [R, m] and their log-probs [R, m] from logits [R, V], with one uniform number [R, m] per draw.
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -146,26 +144,29 @@ class Policy(nn.Module):
         (h,) = hidden_states(decoder, tokens, positions, pattern, taps=(len(decoder.layers),))
         return decoder.norm(h)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits ``[R, V]``: a product in bfloat16 would leave a log-prob 8 bits."""
+    def _head(self) -> Tensor | None:
+        """The head's matrix ``[V, width]``; None if it is more than a matrix (LoRA on the head)."""
         output = self.decoder.output
         if isinstance(output, TiedLinear):
-            return F.linear(hidden.float(), output.tied_module.weight.float())
-        if type(output) is nn.Linear:
-            return F.linear(hidden.float(), output.weight.float())
-        return output(hidden).float()
+            return output.tied_module.weight
+        return output.weight if type(output) is nn.Linear else None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[R, V]``."""
+        head = self._head()
+        return self.decoder.output(hidden).float() if head is None else F.linear(hidden.float(), head.float())
 
     def _logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        """Log-probs ``[..., m]`` float32 of ``tokens`` ``[..., m]`` given ``hidden`` ``[..., width]``, in chunks of rows."""
-
-        def chunk(hidden: Tensor, tokens: Tensor) -> Tensor:
-            logits = self._logits(hidden.float() / temperature)
-            return logits.gather(1, tokens) - logits.logsumexp(dim=-1, keepdim=True)
-
+        """Log-probs ``[..., m]`` float32 of ``tokens`` ``[..., m]`` given ``hidden`` ``[..., width]``."""
         if tokens.numel() == 0:
             return hidden.new_zeros(tokens.shape, dtype=torch.float32)
-        rows, flat = hidden.flatten(0, -2), tokens.flatten(0, -2)
-        # Recomputed in the backward: only one chunk of logits exists at a time, in either direction.
+        rows, flat, head = hidden.flatten(0, -2), tokens.flatten(0, -2), self._head()
+        if head is not None:
+            return TokenLogprobs.apply(rows.float() / temperature, head, flat).view(tokens.shape)
+
+        def chunk(hidden: Tensor, tokens: Tensor) -> Tensor:
+            return (self._logits(hidden) / temperature).log_softmax(dim=-1).gather(1, tokens)
+
         parts = [checkpoint(chunk, rows[r], flat[r], use_reentrant=False) for r in self._chunks(len(rows))]
         return torch.cat(parts).view(tokens.shape)
 
@@ -176,9 +177,8 @@ class Policy(nn.Module):
         tokens, logprobs = (torch.cat(part).view(uniforms.shape) for part in zip(*parts, strict=True))
         return tokens, logprobs
 
-    def _chunks(self, rows: int) -> Iterator[slice]:
-        size = max(1, _LOGITS_ELEMENTS // self.decoder.tok_embeddings.num_embeddings)
-        return (slice(start, start + size) for start in range(0, rows, size))
+    def _chunks(self, rows: int) -> list[slice]:
+        return chunks(rows, self.decoder.tok_embeddings.num_embeddings)
 
 
 def _gather(h: Tensor, index: Tensor) -> Tensor:

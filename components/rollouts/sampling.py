@@ -40,13 +40,12 @@ class Sampler:
 
         Log-probs are those of the whole distribution at ``temperature``, before top-k and top-p.
         """
-        logits = logits.float() / (self.temperature or 1.0)
-        normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        probs = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
         if self.temperature == 0:
             tokens = logits.argmax(dim=-1, keepdim=True).expand(uniforms.shape)
         else:
-            tokens = _invert(self._kept(logits, (logits - normaliser).exp()), uniforms)
-        return tokens, logits.gather(1, tokens) - normaliser
+            tokens = _invert(self._kept(logits, probs), uniforms)
+        return tokens, probs.gather(1, tokens).log()
 
     def _kept(self, logits: Tensor, probs: Tensor) -> Tensor:
         """``probs`` with what top-k and top-p leave out set to 0. Ranked by logits: probabilities may round to a tie."""

@@ -1,7 +1,7 @@
 """One process or many: the process group, FSDP2 sharding of the policy, sums over ranks.
 
-There is one code path: a single process is a group of one, and its policy is sharded one way. That also gives every size
-the same mixed precision: weights, gradients and optimizer state in float32, a copy in the compute dtype for each pass.
+There is one code path: a single process is a group of one. FSDP also gives every size the same mixed precision: weights,
+gradients and optimizer state in float32, a copy in the compute dtype for each pass.
 """
 
 import os
@@ -80,6 +80,8 @@ def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkp
         set_activation_checkpointing(policy.decoder, auto_wrap_policy={TransformerSelfAttentionLayer})
     policy.to(device)
     world = dist.get_world_size()
+    if world == 1 and all(parameter.dtype == parse_dtype(dtype) for parameter in policy.parameters()):
+        return  # nobody to shard over, nothing to cast: FSDP would only copy weights and gradients
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (world,)),
         "mp_policy": MixedPrecisionPolicy(
@@ -97,8 +99,8 @@ def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkp
 
 def sync_gradients(policy: Policy, *, on: bool) -> None:
     """Whether the next backward reduces gradients over ranks: only that of a step's last micro-batch needs to."""
-    assert isinstance(policy, FSDPModule)
-    policy.set_requires_gradient_sync(on)
+    if isinstance(policy, FSDPModule):
+        policy.set_requires_gradient_sync(on)
 
 
 def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float | None) -> float:

@@ -14,7 +14,7 @@ from components.blocks import (
     flex_mask,
     target_windows,
 )
-from components.blocks import attention as attention_module
+from components.blocks import tiles
 from components.types import Batch
 from tests.tiny import tiny_batch
 
@@ -160,18 +160,29 @@ def test_split_attention_is_dense_attention(n, G, stride, context_len, tile, see
     anchors = StridedAnchors(stride=stride, context_len=context_len)(batch, max(G, 1)).positions
     layout = PackedLayout(doc_ids=batch.doc_ids, anchors=anchors, num_samples=n, block_len=G)
     q, k, v = qkv(layout, seed)
-    before, attention_module._TILE_QUERIES = attention_module._TILE_QUERIES, tile
+    before, tiles._TILE_QUERIES = tiles._TILE_QUERIES, tile
     try:
         out = PackedAttention(layout)(0, q, k, v)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
         grads = torch.autograd.grad((out * weight).sum(), (q, k, v))
     finally:
-        attention_module._TILE_QUERIES = before
+        tiles._TILE_QUERIES = before
     expected = dense(q, k, v, layout.visibility())
     expected_grads = torch.autograd.grad((expected * weight).sum(), (q, k, v))
     torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-5)
     for got, wanted in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_fused_prefix_kernel_is_the_written_out_one(kv_heads):
+    """What other devices run against what CPUs run: outputs and log-sum-exps, keys shared by several query heads."""
+    layout = layout_of(tiny_batch())
+    ((_, stop, keys, bias),) = tiles.prefix_tiles(layout, per_anchor=layout.num_samples, dtype=torch.float32)
+    q, k, v = torch.randn(3, 2, 4, max(stop, keys), 8, generator=torch.Generator().manual_seed(3))
+    arguments = q[:, :, :stop], k[:, :kv_heads, :keys], v[:, :kv_heads, :keys], bias
+    for fused, written_out in zip(tiles._fused(*arguments), tiles._written_out(*arguments), strict=True):
+        torch.testing.assert_close(fused, written_out, atol=2e-6, rtol=1e-5)
 
 
 def test_split_attention_gradients_by_finite_differences():
