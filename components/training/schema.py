@@ -26,6 +26,7 @@ REQUIRED = (
     "optimizer",
 )
 OPTIONAL = (
+    "reference",
     "validation",
     "gradient_accumulation_steps",
     "max_steps",
