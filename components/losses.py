@@ -43,14 +43,14 @@ def kl_estimate(log_ratio: Tensor, estimator: KLEstimator) -> Tensor:
     """Schulman's estimators of ``KL(pi || ref)`` per token ("Approximating KL divergence", 2020), with gradients for a loss.
 
     With ``r = log ref - log pi`` of tokens that ``pi`` drew, ``E[k1] = E[k3] = KL``, and ``E[k2]`` is KL to second order.
-    Their gradients differ more, since a sampled value does not show that the policy also decides what is drawn:
+    Their gradients differ more, since a sampled value does not show that the policy also decides what is drawn. On
+    average they are those of
 
-    - ``k1 = -r``: the gradient of ``KL(pi || ref)`` of the whole rollout. Differentiated as it stands, ``-r`` has a
-      gradient of mean 0; here each token's score is weighted by the ``-r`` of its own and all later tokens, which is what
-      subtracting k1 from the reward gives.
-    - ``k2 = r^2 / 2``: of each token's ``KL(pi || ref)``, the tokens before it taken as given.
-    - ``k3 = e^r - 1 - r``: of each token's ``KL(ref || pi)``, the other direction, the tokens before it taken as given
-      (GRPO). Never negative; heavy-tailed where ``pi`` is far below ``ref``.
+    - ``k1 = -r``: ``KL(pi || ref)`` of whole rollouts. Differentiated as it stands, ``-r`` has a gradient of mean 0, so
+      here each token's score is weighted by the ``-r`` of its own and all later tokens, as if k1 were taken off the reward.
+    - ``k2 = r^2 / 2``: each token's ``KL(pi || ref)``, the tokens before it taken as given. The least noisy.
+    - ``k3 = e^r - 1 - r``: each token's ``KL(ref || pi)``, the other direction, the tokens before it taken as given; what
+      GRPO adds to its loss. Never negative, and heavy-tailed where ``pi`` is far below ``ref``.
 
     Args:
         log_ratio: ``r``, ``[..., G]``, differentiable; 0 for tokens that do not count.
@@ -61,8 +61,8 @@ def kl_estimate(log_ratio: Tensor, estimator: KLEstimator) -> Tensor:
     """
     if estimator == "k1":
         cost = -log_ratio.detach()
-        later = cost.flip(-1).cumsum(-1).flip(-1)  # with its own
-        return cost - later * (log_ratio - log_ratio.detach())
+        to_come = cost.flip(-1).cumsum(-1).flip(-1)
+        return cost - to_come * (log_ratio - log_ratio.detach())
     if estimator == "k2":
         return log_ratio.square() / 2
     return log_ratio.expm1() - log_ratio
@@ -94,7 +94,7 @@ class PolicyGradientLoss:
         rl_coef: float | Schedule = 1.0,
         ce_coef: float | Schedule = 0.0,
         kl_coef: float | Schedule = 0.0,
-        kl_estimator: KLEstimator = "k1",
+        kl_estimator: KLEstimator = "k2",
     ) -> None:
         negative = any(not isinstance(coef, Schedule) and coef < 0 for coef in (rl_coef, ce_coef, kl_coef))
         if negative or not (_ever(rl_coef) or _ever(ce_coef)):

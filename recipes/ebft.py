@@ -254,7 +254,7 @@ class EBFTRecipe:
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """One on-policy update (paper, algorithm 1) from the micro-batches of a step."""
-        metrics, drawn = training.StepMetrics(), []
+        metrics, drawn, step = training.StepMetrics(), [], self.steps_done
         for batch in batches:
             with metrics.phase("rollouts"):
                 rollouts = self.generator(self.policy, batch, self.rng)
@@ -278,9 +278,7 @@ class EBFTRecipe:
             with metrics.phase("update"):
                 training.sync_gradients(self.policy, on=number == len(drawn))
                 logprobs = self.policy(batch, rollouts, temperature=self.generator.temperature, with_target=True)
-                output = self.loss(
-                    logprobs, advantages, batch, rollouts, counts, reference=reference, step=self.steps_done
-                )
+                output = self.loss(logprobs, advantages, batch, rollouts, counts, reference=reference, step=step)
                 # FSDP averages gradients over ranks; the loss is already divided by the counts of all of them.
                 (output.loss * dist.get_world_size()).backward()
             metrics.add_parts(output.metrics)
@@ -289,7 +287,7 @@ class EBFTRecipe:
         lr = self.optimizer.param_groups[0]["lr"]
         with metrics.phase("optimizer"):
             grad_norm = self.update()
-        result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr} | scheduled(self.loss, self.steps_done)
+        result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr} | scheduled(self.loss, step)
         result["tokens_per_second"] = float(counts.rollout) / result["seconds/step"]
         return result | {"peak_memory_gib": training.peak_memory_gib()}
 

@@ -26,12 +26,12 @@ REQUIRED = (
     "optimizer",
 )
 OPTIONAL = (
-    "reference",
     "validation",
     "gradient_accumulation_steps",
     "max_steps",
     "epochs",
     "lr_scheduler",
+    "reference",
     "clip_grad_norm",
     "activation_checkpointing",
     "compile",

@@ -161,7 +161,7 @@ def test_kl_term_is_the_mean_over_tokens_that_count():
     rollouts = rollouts_of([[[[True, True]], [[True, False]]]])
     logprobs = torch.tensor([[[[-1.0, -2.0]], [[-3.0, -4.0]]]], requires_grad=True)
     reference = torch.tensor([[[[-2.0, -1.0]], [[-2.0, -9.0]]]])
-    loss = PolicyGradientLoss(kl_coef=0.1, kl_estimator="k2")
+    loss = PolicyGradientLoss(kl_coef=0.1)
     out = loss(Logprobs(rollout=logprobs), torch.zeros(1, 2, 1), batch_of([[0, 0]]), rollouts, reference=reference)
     assert out.metrics["kl"] == pytest.approx(0.5)
     assert out.loss.item() == pytest.approx(0.05)
@@ -246,7 +246,7 @@ def test_the_gradient_of_k3_is_that_of_each_tokens_divergence_the_other_way(seed
 
 
 def test_coefficients_follow_their_schedules():
-    """Advantage 1 and a cross-entropy of 2 nats: -rl_coef + 2 * ce_coef + kl_coef * KL of 3 nats."""
+    """Advantage 1 and a cross-entropy of 2 nats: -rl_coef + 2 * ce_coef + 2 * kl_coef (k2 of a log-ratio of -2)."""
     loss = PolicyGradientLoss(
         rl_coef=DelayedWarmup(value=1.0, delay=1, warmup=1),
         ce_coef=Linear(start=0.4, end=0.0, steps=4),
@@ -255,10 +255,10 @@ def test_coefficients_follow_their_schedules():
     assert loss.uses_target
     assert loss.uses_reference
     logprobs = Logprobs(rollout=torch.full((1, 1, 1, 1), -1.0), target=torch.tensor([[-2.0]]))
-    reference = torch.full((1, 1, 1, 1), -4.0)
+    reference = torch.full((1, 1, 1, 1), -3.0)
     given = (logprobs, torch.ones(1, 1, 1), batch_of([[0, 0]]), rollouts_of([[[[True]]]]))
     losses = [float(loss(*given, reference=reference, step=step).loss) for step in range(5)]
-    assert losses == pytest.approx([0.8, -0.5 + 0.6, -1 + 0.4 + 0.3, -1 + 0.2 + 0.3, -1 + 0.3])
+    assert losses == pytest.approx([0.8, -0.5 + 0.6, -1 + 0.4 + 0.2, -1 + 0.2 + 0.2, -1 + 0.2])
 
 
 def test_what_no_step_uses_is_not_asked_for():
