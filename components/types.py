@@ -158,10 +158,23 @@ class Advantage(Protocol):
 
 
 class Loss(Protocol):
-    """What the optimizer descends on; ``counts`` are the whole step's, see ``components.losses.TokenCounts``."""
+    """What the optimizer descends on; ``counts`` are the whole step's, see ``components.losses.TokenCounts``.
+
+    ``reference`` ``[B, n, K, G]`` float32 are log-probs of the rollouts under a frozen policy, at the temperature of
+    ``logprobs.rollout``; given if the loss ``uses_reference``. ``step`` counts the optimizer steps done.
+    """
 
     uses_target: bool
+    uses_reference: bool
 
     def __call__(
-        self, logprobs: Logprobs, advantages: Tensor, batch: Batch, rollouts: Rollouts, counts: Any = None
+        self,
+        logprobs: Logprobs,
+        advantages: Tensor,
+        batch: Batch,
+        rollouts: Rollouts,
+        counts: Any = None,
+        *,
+        reference: Tensor | None = None,
+        step: int = 0,
     ) -> LossOutput: ...

@@ -27,6 +27,7 @@ from components.losses import TokenCounts
 from components.models import Policy
 from components.report import before_after, plot_run
 from components.rollouts import duplicate_share
+from components.schedules import scheduled
 from components.types import Batch, Rewards
 
 # A resumed run may change how it is watched and saved; everything else would make it another run.
@@ -87,6 +88,10 @@ class EBFTRecipe:
             for part in vars(self.feature_extractor).values():
                 if isinstance(part, torch.nn.Module):
                     part.to(self.device)
+            self.reference = None
+            if "reference" in cfg:
+                known = {"extractor": self.feature_extractor} if training.accepts(cfg.reference, "extractor") else {}
+                self.reference = training.instantiate(cfg.reference, path="reference", **known).to(self.device)
 
         self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
         if "validation" in cfg and "generator" in cfg.validation:
@@ -157,6 +162,10 @@ class EBFTRecipe:
         if self.generator.temperature <= 0:
             raise ValueError(
                 "generator.temperature is 0: greedy rollouts are all alike and give no gradient; set it above 0"
+            )
+        if self.loss.uses_reference != (self.reference is not None):
+            raise ValueError(
+                "loss.kl_coef and reference are only of use together; give both (components.models.ReferencePolicy), or neither"
             )
         nothing = torch.zeros(1, n, 1)
         self.advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
@@ -245,7 +254,7 @@ class EBFTRecipe:
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """One on-policy update (paper, algorithm 1) from the micro-batches of a step."""
-        metrics, drawn = training.StepMetrics(), []
+        metrics, drawn, step = training.StepMetrics(), [], self.steps_done
         for batch in batches:
             with metrics.phase("rollouts"):
                 rollouts = self.generator(self.policy, batch, self.rng)
@@ -262,10 +271,14 @@ class EBFTRecipe:
 
         counts = _total_counts([TokenCounts.of(batch, rollouts) for batch, rollouts, _ in drawn])
         for number, (batch, rollouts, advantages) in enumerate(drawn, start=1):
+            reference = None
+            if self.reference is not None:
+                with metrics.phase("reference"):
+                    reference = self.reference(batch, rollouts, temperature=self.generator.temperature)
             with metrics.phase("update"):
                 training.sync_gradients(self.policy, on=number == len(drawn))
                 logprobs = self.policy(batch, rollouts, temperature=self.generator.temperature, with_target=True)
-                output = self.loss(logprobs, advantages, batch, rollouts, counts)
+                output = self.loss(logprobs, advantages, batch, rollouts, counts, reference=reference, step=step)
                 # FSDP averages gradients over ranks; the loss is already divided by the counts of all of them.
                 (output.loss * dist.get_world_size()).backward()
             metrics.add_parts(output.metrics)
@@ -274,7 +287,7 @@ class EBFTRecipe:
         lr = self.optimizer.param_groups[0]["lr"]
         with metrics.phase("optimizer"):
             grad_norm = self.update()
-        result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr}
+        result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr} | scheduled(self.loss, step)
         result["tokens_per_second"] = float(counts.rollout) / result["seconds/step"]
         return result | {"peak_memory_gib": training.peak_memory_gib()}
 

@@ -2,5 +2,6 @@
 
 from components.features.extractor import HiddenStateFeatures
 from components.features.networks import FeatureNetwork, FrozenNetwork
+from components.features.reference import NetworkReference
 
-__all__ = ["FeatureNetwork", "FrozenNetwork", "HiddenStateFeatures"]
+__all__ = ["FeatureNetwork", "FrozenNetwork", "HiddenStateFeatures", "NetworkReference"]

@@ -33,19 +33,24 @@ class FrozenNetwork(nn.Module):
 
     Args:
         decoder: copied, so that it may be the very one the policy trains.
+        keep_head: keep what features do not need (later layers, norm and head), so that it can also be the reference of a
+            KL term (``components.features.NetworkReference``).
     """
 
-    def __init__(self, decoder: TransformerDecoder) -> None:
+    def __init__(self, decoder: TransformerDecoder, *, keep_head: bool = False) -> None:
         super().__init__()
         self.decoder = copy.deepcopy(decoder)
-        self.decoder.norm = self.decoder.output = nn.Identity()
+        self.keep_head = keep_head
+        if not keep_head:
+            self.decoder.norm = self.decoder.output = nn.Identity()
         self.decoder.requires_grad_(False).eval()
         install(self.decoder)
         self.num_layers = len(self.decoder.layers)
 
     def keep_layers(self, depth: int) -> None:
-        """Cut the network after layer ``depth``; ``num_layers`` still tells how deep it was."""
-        self.decoder.layers = self.decoder.layers[:depth]
+        """Cut the network after layer ``depth``, unless it keeps its head; ``num_layers`` still tells how deep it was."""
+        if not self.keep_head:
+            self.decoder.layers = self.decoder.layers[:depth]
 
     @torch.no_grad()
     def forward(self, batch: Batch, rollouts: Rollouts, taps: tuple[int, ...]) -> tuple[PackedLayout, list[Tensor]]:

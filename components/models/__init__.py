@@ -11,11 +11,13 @@ from components.models.decoder import (
     to_hf,
 )
 from components.models.policy import Draw, Drawn, Policy
+from components.models.reference import ReferencePolicy
 
 __all__ = [
     "Draw",
     "Drawn",
     "Policy",
+    "ReferencePolicy",
     "build_decoder",
     "from_hf",
     "hidden_states",

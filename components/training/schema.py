@@ -31,6 +31,7 @@ OPTIONAL = (
     "max_steps",
     "epochs",
     "lr_scheduler",
+    "reference",
     "clip_grad_norm",
     "activation_checkpointing",
     "compile",

@@ -27,6 +27,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Lowest first: each may import what stands before it.
 ORDER = [
     "types",
+    "schedules",
     "data",
     "blocks",
     "models",
