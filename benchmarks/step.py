@@ -1,11 +1,13 @@
-"""Seconds and memory of one training step, ours against the obvious implementation, paired and process by process.
+"""Seconds, memory and arithmetic of one training step, ours against the obvious implementation.
 
     python -m benchmarks.step --lengths 128 256 --dtype fp32 --threads 1 --repeats 3
+    python -m benchmarks.step --check
 
-Every measurement is a process of its own: one step to warm up, then ``--steps`` counted ones. Variants take turns, so that a
-machine whose speed drifts slows both. Printed are medians over repeats (and the range of whole-step CPU seconds), and written
-as JSON with ``--json FILE``. The model has SmolLM2-135M's shape and random weights, the text is random tokens: neither changes
-the time. ``obvious`` holds its weights in ``dtype``; ours holds float32 ones and computes in ``dtype``, as in training.
+Every measurement is a process of its own; variants take turns, so that a machine whose speed drifts slows both. Printed are
+medians over repeats (and the range of whole-step CPU seconds), the FLOPs of ``benchmarks.cost``, and the share of the
+machine's own matrix product that each phase of ours reaches. The model has SmolLM2-135M's shape and random weights, the text
+is random tokens: neither changes the time. ``obvious`` holds its weights in ``dtype``; ours holds float32 ones and computes in
+``dtype``, as in training.
 """
 
 import argparse
@@ -13,171 +15,108 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torchtune.modules import TransformerDecoder
 
-from benchmarks.obvious import ObviousGenerator, ObviousNetwork, ObviousPolicy
-from components.advantages import RLOO
-from components.blocks import StridedAnchors
-from components.features import FrozenNetwork, HiddenStateFeatures
-from components.losses import PolicyGradientLoss
-from components.models import Policy, build_decoder, parse_dtype
-from components.rewards import FeatureMatchingReward
-from components.rollouts import BlockParallelGenerator
-from components.training import keep_freed_memory, peak_memory_gib, shard, start, stop
-from components.types import Batch
+from benchmarks import cost
+from benchmarks.worker import PHASES, SMOLLM2, measure_gemm, measure_step, profile_step
 
-SMOLLM2: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-}
-PHASES = ("rollouts", "features", "update", "optimizer")
 VARIANTS = ("ours", "obvious")
+Result = dict[str, Any]
 
 
-def random_decoder() -> TransformerDecoder:
-    """SmolLM2's shape with weights of a trained model's size: logits hundreds wide would leave a softmax full of denormals."""
-    decoder = build_decoder(SMOLLM2)
-    for parameter in decoder.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return decoder
+def run(variant: str, length: int, arguments: list[str]) -> Result:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step", *arguments, "--worker", variant, str(length)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {"variant": variant, "length": length, **json.loads(output.splitlines()[-1])}
 
 
-def measure(variant: str, args: argparse.Namespace, length: int) -> dict[str, Any]:
-    """CPU and wall seconds per phase (medians over steps) and peak memory of this process."""
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    device = start("cpu")
-    dtype = parse_dtype(args.dtype)
-    generator_class: Callable[..., Any]
-    if variant == "ours":
-        keep_freed_memory()
-        network: Any = FrozenNetwork(random_decoder().to(dtype))
-        policy: Any = Policy(random_decoder())
-        shard(policy, device, dtype=args.dtype, activation_checkpointing=False, compile=False)
-        generator_class = BlockParallelGenerator
-    else:
-        network = ObviousNetwork(random_decoder().to(dtype))
-        policy = ObviousPolicy(random_decoder().to(dtype))
-        generator_class = ObviousGenerator
-    generator = generator_class(
-        anchors=StridedAnchors(stride=args.stride, context_len=args.context),
-        rollout_len=args.rollout_len,
-        num_samples=args.samples,
-        temperature=0.6,
-    )
-    extractor = HiddenStateFeatures(network=network)
-    reward, advantage, loss = FeatureMatchingReward(), RLOO(), PolicyGradientLoss()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=variant == "ours")
-    tokens = torch.randint(0, SMOLLM2["vocab_size"], (1, length))
-    batch = Batch(
-        tokens=tokens, doc_ids=torch.zeros_like(tokens), target_mask=torch.ones_like(tokens, dtype=torch.bool)
-    )
-    rng = torch.Generator().manual_seed(0)
-
-    steps: list[dict[str, float]] = []
-    for _ in range(args.steps + 1):
-        clock = _Clock()
-        rollouts = generator(policy, batch, rng)
-        clock.lap("rollouts")
-        features = extractor(batch, rollouts)
-        clock.lap("features")
-        advantages = advantage(reward(batch, rollouts, features))
-        logprobs = policy(batch, rollouts, temperature=0.6, with_target=True)
-        loss(logprobs, advantages, batch, rollouts).loss.backward()
-        clock.lap("update")
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        clock.lap("optimizer")
-        steps.append(clock.seconds)
-    stop()
-    counted = steps[1:]
-    medians = {name: statistics.median(step[name] for step in counted) for name in counted[0]}
-    return medians | {"peak_gib": peak_memory_gib()}
+def compare(args: argparse.Namespace) -> list[Result]:
+    """All lengths, variants in turn."""
+    arguments = sys.argv[1:]
+    return [
+        run(variant, length, arguments)
+        for length in args.lengths
+        for _ in range(args.repeats)
+        for variant in args.variants
+    ]
 
 
-class _Clock:
-    """CPU and wall seconds between laps, and their totals."""
-
-    def __init__(self) -> None:
-        self.seconds = {"cpu": 0.0, "wall": 0.0}
-        self._last = (time.process_time(), time.perf_counter())
-
-    def lap(self, phase: str) -> None:
-        now = (time.process_time(), time.perf_counter())
-        for kind, after, before in zip(("cpu", "wall"), now, self._last, strict=True):
-            self.seconds[f"{kind}/{phase}"] = after - before
-            self.seconds[kind] += after - before
-        self._last = now
+def medians(results: list[Result], variant: str, length: int) -> Result:
+    """Over repeats."""
+    runs = [row for row in results if (row["variant"], row["length"]) == (variant, length)]
+    numbers = [name for name, value in runs[0].items() if isinstance(value, float)]
+    return {name: statistics.median(run[name] for run in runs) for name in numbers}
 
 
-def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run both variants in turn, in processes of their own."""
-    results = []
-    for length in args.lengths:
-        for _ in range(args.repeats):
-            for variant in args.variants:
-                command = [sys.executable, "-m", "benchmarks.step", *sys.argv[1:], "--worker", variant, str(length)]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                results.append({"variant": variant, "length": length, **json.loads(output.splitlines()[-1])})
-    return results
-
-
-def show(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """A row per length and variant, and the ratio where there are both."""
+def show(results: list[Result], gemm: float, args: argparse.Namespace) -> None:
+    """A row per length and variant, the ratio where there are both, and what ours makes of the machine."""
     table = Table(
         title=f"one step, 1 sequence, n={args.samples}, stride={args.stride}, context={args.context}, G={args.rollout_len}, "
-        f"{args.dtype}, {args.threads} thread(s); CPU seconds, medians of {args.repeats}"
+        f"{args.dtype}, {args.threads} thread(s); CPU seconds, medians of {args.repeats}; GEMM {gemm / 1e9:.0f} GFLOP/s"
     )
-    for heading in ("L", "variant", *PHASES, "whole step (range)", "wall", "peak GiB"):
+    for heading in ("L", "variant", *PHASES, "whole step (range)", "wall", "peak GiB", "TFLOP"):
         table.add_column(heading, justify="right")
     for length in args.lengths:
-        rows = {}
-        for variant in args.variants:
-            runs = [row for row in results if row["length"] == length and row["variant"] == variant]
-            median = {
-                name: statistics.median(run[name] for run in runs)
-                for name in runs[0]
-                if name not in ("variant", "length")
-            }
-            rows[variant] = median
-            whole = [run["cpu"] for run in runs]
+        step = cost.Step(
+            length=length,
+            samples=args.samples,
+            rollout_len=args.rollout_len,
+            stride=args.stride,
+            context_len=args.context,
+        )
+        flops = {"ours": cost.ours(SMOLLM2, step), "obvious": cost.obvious(SMOLLM2, step)}
+        rows = {variant: medians(results, variant, length) for variant in args.variants}
+        for variant, row in rows.items():
+            whole = [run["cpu"] for run in results if (run["variant"], run["length"]) == (variant, length)]
             table.add_row(
                 str(length),
                 variant,
-                *(f"{median[f'cpu/{phase}']:.2f}" for phase in PHASES),
-                f"{median['cpu']:.2f} ({min(whole):.2f}-{max(whole):.2f})",
-                f"{median['wall']:.2f}",
-                f"{median['peak_gib']:.2f}",
+                *(f"{row[f'cpu/{phase}']:.2f}" for phase in PHASES),
+                f"{row['cpu']:.2f} ({min(whole):.2f}-{max(whole):.2f})",
+                f"{row['wall']:.2f}",
+                f"{row['peak_gib']:.2f}",
+                f"{sum(flops[variant].values()) / 1e12:.2f}",
             )
+        if "ours" in rows:
+            shares = [f"{flops['ours'][p] / rows['ours'][f'wall/{p}'] / gemm:.0%}" for p in flops["ours"]]
+            total = sum(flops["ours"].values()) / rows["ours"]["wall"] / gemm
+            table.add_row("", "ours, of GEMM", *shares, "", f"{total:.0%}", "", "", "")
         if len(rows) == 2:
             ratio = {name: rows["obvious"][name] / rows["ours"][name] for name in rows["ours"]}
             cells = [f"{ratio[f'cpu/{phase}']:.1f}x" for phase in PHASES]
+            less = sum(flops["obvious"].values()) / sum(flops["ours"].values())
             table.add_row(
-                "", "ratio", *cells, f"{ratio['cpu']:.1f}x", f"{ratio['wall']:.1f}x", f"{ratio['peak_gib']:.1f}x"
+                "",
+                "ratio",
+                *cells,
+                f"{ratio['cpu']:.1f}x",
+                f"{ratio['wall']:.1f}x",
+                f"{ratio['peak_gib']:.2f}x",
+                f"{less:.1f}x",
             )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
-def main() -> None:
+def check() -> int:
+    """Both variants side by side on a core each, at L = 128; 1 if ours is less than 4 times as fast (CPU seconds)."""
+    arguments = ["--warmup", "1", "--steps", "1", "--threads", "1"]
+    with ThreadPoolExecutor() as pool:
+        fast, slow = pool.map(lambda variant: run(variant, 128, arguments), VARIANTS)
+    ratio = slow["cpu"] / fast["cpu"]
+    print(
+        f"L=128, fp32, one thread: obvious {slow['cpu']:.1f} s, ours {fast['cpu']:.1f} s: {ratio:.1f} times (at least 4)"
+    )
+    return int(ratio < 4)
+
+
+def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256], help="tokens of the sequence")
@@ -188,19 +127,39 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=8)
     parser.add_argument("--context", type=int, default=8)
     parser.add_argument("--rollout-len", type=int, default=8, help="G")
-    parser.add_argument("--steps", type=int, default=1, help="counted steps of a process, after one to warm up")
+    parser.add_argument(
+        "--activation-checkpointing", action="store_true", help="ours recomputes layers in the backward"
+    )
+    parser.add_argument("--compile", action="store_true", help="ours compiles MLPs and norms")
+    parser.add_argument("--warmup", type=int, default=2, help="steps of ours before those that count")
+    parser.add_argument("--steps", type=int, default=1, help="counted steps of a process")
     parser.add_argument("--repeats", type=int, default=3, help="processes per variant")
     parser.add_argument("--json", help="write all measurements here")
+    parser.add_argument(
+        "--check", action="store_true", help="under a minute: exit 1 if ours is less than 4 times as fast"
+    )
+    parser.add_argument("--profile", action="store_true", help="operators of one step of each variant, and no timing")
     parser.add_argument("--worker", nargs=2, metavar=("VARIANT", "LENGTH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.worker:
-        print(json.dumps(measure(args.worker[0], args, int(args.worker[1]))))
-        return
+        print(json.dumps(measure_step(args.worker[0], int(args.worker[1]), args)))
+        return 0
+    if args.check:
+        return check()
+    if args.profile:
+        for variant in args.variants:
+            for length in args.lengths:
+                print(f"\n{variant}, L = {length}\n{profile_step(variant, length, args)}")
+        return 0
+    gemm = measure_gemm(args)
     results = compare(args)
-    show(results, args)
+    show(results, gemm, args)
     if args.json:
-        Path(args.json).write_text(json.dumps({"settings": vars(args), "results": results}, indent=2) + "\n")
+        report = {"settings": vars(args), "gemm": gemm, "results": results}
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
