@@ -74,12 +74,13 @@ class BlockParallelGenerator:
         positions, n, G = anchors.positions, self.num_samples, self.rollout_len
         policy.check_length(max(batch.tokens.shape[1], int(positions.max()) + G))
         B, K = positions.shape
-        uniforms = _uniforms((B, n, K, G), rng).to(batch.tokens.device)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        numbers = uniforms((B, n, K, G), rng, rank=rank, world_size=world_size).to(batch.tokens.device)
         layout = PackedLayout(doc_ids=batch.doc_ids, anchors=positions, num_samples=n, block_len=G)
         cache = KVCache(kv_heads=policy.kv_heads, block_len=G - 1)
 
         with _gathered(policy):
-            drawn = [policy.prefill(batch, layout, cache, uniforms[..., 0], self._sampler)]
+            drawn = [policy.prefill(batch, layout, cache, numbers[..., 0], self._sampler)]
             masks = [anchors.mask[:, None].expand(B, n, K)]
             open_blocks = self._still_open(masks[0], drawn[0].tokens)
             for step in range(1, G):
@@ -87,7 +88,7 @@ class BlockParallelGenerator:
                     break
                 masks.append(open_blocks)
                 drawn.append(
-                    policy.decode(drawn[-1].tokens, step - 1, layout, cache, uniforms[..., step], self._sampler)
+                    policy.decode(drawn[-1].tokens, step - 1, layout, cache, numbers[..., step], self._sampler)
                 )
                 open_blocks = self._still_open(open_blocks, drawn[-1].tokens)
 
@@ -117,10 +118,12 @@ def duplicate_share(rollouts: Rollouts) -> float:
     return float((copies & counted).sum() / counted.sum().clamp(min=1))
 
 
-def _uniforms(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Uniform numbers ``[B, ...]`` for this rank's rows, out of those of all ranks' rows: row ``i`` of rank ``r`` is row
-    ``i * world_size + r`` of the data stream (``components.data.batch_loader``)."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def uniforms(shape: tuple[int, ...], rng: torch.Generator, *, rank: int, world_size: int) -> Tensor:
+    """Uniform numbers of ``shape`` ``[B, ...]`` for the rows of ``rank``, out of those for the rows of all ranks.
+
+    The ranks take rows in turn (``components.data.batch_loader``): row ``i`` of rank ``r`` is row ``i * world_size + r`` of
+    the data stream. With ``rng`` in the same state on all of them, a row gets the same numbers whichever rank has it.
+    """
     B, *row = shape
     return torch.rand(B, world_size, *row, generator=rng, device=rng.device)[:, rank]
 

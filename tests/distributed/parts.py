@@ -62,8 +62,3 @@ class Hangs(_OnRankOne):
 class Breaks(_OnRankOne):
     def happen(self):
         raise RuntimeError("a bug on one rank")
-
-
-class Diverges(_OnRankOne):
-    def happen(self):
-        raise FloatingPointError("numbers of one rank are not finite")
