@@ -193,12 +193,12 @@ class EBFTRecipe:
 
     def _open_output(self, checkpoint: Path | None) -> None:
         """From here on the run owns ``output_dir``."""
-        dist.barrier()  # every rank has looked into it
+        if len(set(training.gather(checkpoint))) > 1:  # and until here, every rank has looked into it
+            raise ValueError(f"output_dir '{self.output_dir}' differs between nodes; name one that all of them share")
         if training.is_main():
             if self.cfg.get("resume") == "overwrite":
                 shutil.rmtree(self.output_dir, ignore_errors=True)
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            training.save_config(self.cfg, self.output_dir)
         self.metrics_log = training.MetricsLog(self.output_dir)
         if checkpoint is not None:
             with training.timed(f"resuming from {checkpoint}"):
@@ -209,6 +209,7 @@ class EBFTRecipe:
                 if self.lr_scheduler is not None:
                     self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if training.is_main():
+            training.save_config(self.cfg, self.output_dir)
             self.metrics_log.truncate(self.steps_done)
             evaluation.forget_validations(self.output_dir, after=self.steps_done)
         self.loggers = []

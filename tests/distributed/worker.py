@@ -74,7 +74,7 @@ def overrides(directory, out, name):
         "~metric_logger",
         "optimizer=torch.optim.SGD",
         "~optimizer.betas",
-        "optimizer.lr=0.02",
+        "optimizer.lr=0.005",
         "optimizer.momentum=0.5",
         f"max_steps={STEPS}",
         "save_every_n_steps=3",
