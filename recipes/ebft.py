@@ -12,6 +12,7 @@ import operator
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ from components.rollouts import duplicate_share
 from components.schedules import scheduled
 from components.types import Batch, Rewards
 
-# A resumed run may change how it is watched and saved; everything else would make it another run.
-FREE_ON_RESUME = ("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last")
+# A resumed run may change how it is watched and saved, and the processes it is spread over (the data stream refuses a
+# batch_size with which they take other rows); everything else would make it another run.
+FREE_ON_RESUME = (
+    *("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last"),
+    *("batch_size", "cpu_offload", "data_parallel_replicate", "timeout_minutes"),
+)
 
 
 class EBFTRecipe:
@@ -49,7 +54,7 @@ class EBFTRecipe:
     def setup(self) -> None:
         """Build everything and check that it fits together; nothing in ``output_dir`` is touched before the end."""
         cfg = self.cfg
-        self.device = training.start(cfg.device)
+        self.device = training.start(cfg.device, timeout_minutes=cfg.get("timeout_minutes", 30))
         training.keep_freed_memory()
         checkpoint = self._checkpoint_to_resume()
         self.rng = training.seed_everything(cfg.seed)
@@ -108,9 +113,11 @@ class EBFTRecipe:
                 dtype=cfg.dtype,
                 activation_checkpointing=cfg.get("activation_checkpointing", False),
                 compile=cfg.get("compile", False),
+                cpu_offload=cfg.get("cpu_offload", False),
+                data_parallel_replicate=cfg.get("data_parallel_replicate", 1),
             )
             self.optimizer = training.instantiate(
-                cfg.optimizer, path="optimizer", params=list(self.policy.parameters())
+                cfg.optimizer, path="optimizer", params=[p for p in self.policy.parameters() if p.requires_grad]
             )
             self.lr_scheduler = None
             if "lr_scheduler" in cfg:
@@ -195,22 +202,23 @@ class EBFTRecipe:
 
     def _open_output(self, checkpoint: Path | None) -> None:
         """From here on the run owns ``output_dir``."""
-        dist.barrier()  # every rank has looked into it
+        if len(set(training.gather(checkpoint))) > 1:  # and until here, every rank has looked into it
+            raise ValueError(f"output_dir '{self.output_dir}' differs between nodes; name one that all of them share")
         if training.is_main():
             if self.cfg.get("resume") == "overwrite":
                 shutil.rmtree(self.output_dir, ignore_errors=True)
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            training.save_config(self.cfg, self.output_dir)
         self.metrics_log = training.MetricsLog(self.output_dir)
         if checkpoint is not None:
             with training.timed(f"resuming from {checkpoint}"):
                 state = self.checkpointer.load(checkpoint, self.policy, self.optimizer)
                 self.steps_done = state["step"]
                 self.stream.load_state_dict(state["stream"])
-                self.rng.set_state(state["rng"][dist.get_rank()])
+                self.rng.set_state(state["rng"])
                 if self.lr_scheduler is not None:
                     self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if training.is_main():
+            training.save_config(self.cfg, self.output_dir)
             self.metrics_log.truncate(self.steps_done)
             evaluation.forget_validations(self.output_dir, after=self.steps_done)
         self.loggers = []
@@ -233,7 +241,8 @@ class EBFTRecipe:
             disable=not (training.is_main() and sys.stderr.isatty()),
         )
         while self.steps_done < self.max_steps:
-            batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
+            with training.phase("data", step=self.steps_done + 1):
+                batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
             try:
                 metrics = self.step(batches)
             except FloatingPointError as error:
@@ -306,7 +315,7 @@ class EBFTRecipe:
         """Measure the policy on held-out rows and keep the result row by row."""
         assert self.validation_loader is not None
         start = time.perf_counter()
-        batches = (batch.to(self.device) for batch in self.validation_loader)
+        batches = (batch.to(self.device) for batch in training.phases("validation", self.validation_loader))
         measured = evaluation.validate(
             self.policy,
             batches,
@@ -351,10 +360,11 @@ class EBFTRecipe:
         """A checkpoint from which the run goes on exactly, and whose weights transformers loads."""
         state = {
             "stream": self.stream.state_dict(),
-            "rng": training.gather(self.rng.get_state()),
+            "rng": self.rng.get_state(),  # the same on all ranks
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
-        path = self.checkpointer.save(self.steps_done, self.policy, self.optimizer, state)
+        with training.phase("saving"):
+            path = self.checkpointer.save(self.steps_done, self.policy, self.optimizer, state)
         training.say(f"saved {path}")
 
     def cleanup(self) -> None:
@@ -377,19 +387,16 @@ def _total_counts(counts: list[TokenCounts]) -> TokenCounts:
 
 
 def main() -> int:
-    """Run the recipe; what a user can mend is said in one sentence, without a traceback."""
+    """Run the recipe; what a user can mend is said in one sentence, without a traceback, and by one process."""
+    mistake: type[Exception] = ValueError
     try:
         recipe = EBFTRecipe(training.parse_args())
         recipe.setup()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    try:
+        mistake = FloatingPointError
         recipe.train()
         recipe.cleanup()
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return training.fail(f"error: {error}" if isinstance(error, mistake) else traceback.format_exc())
     return 0
 
 

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -66,15 +67,17 @@ def validate(
         feature_extractor: as in training.
         reward: called row by row, so that its metrics come row by row.
         seed: of the rollouts.
+
+    Returns:
+        The rows in their order, with weight 0 where there was nothing to measure; :func:`merge` leaves those out.
     """
     rng = torch.Generator().manual_seed(seed)
     measured: dict[str, Measured] = {}
 
     def add(name: str, value: float, weight: float) -> None:
-        if weight:
-            entry = measured.setdefault(name, Measured())
-            entry.values.append(value)
-            entry.weights.append(weight)
+        entry = measured.setdefault(name, Measured())
+        entry.values.append(value if weight else 0.0)
+        entry.weights.append(weight)
 
     for batch in batches:
         rollouts = generator(policy, batch, rng)
@@ -124,13 +127,14 @@ def _row(row: int, batch: Batch, rollouts: Rollouts, features: Features) -> tupl
 
 
 def merge(parts: list[dict[str, Measured]]) -> dict[str, Measured]:
-    """The measurements of all ranks as one."""
+    """The measurements of all ranks as one, in the order of the rows, which the ranks took in turn. Rows of weight 0, which
+    had nothing to measure, are left out."""
     merged: dict[str, Measured] = {}
-    for part in parts:
-        for name, measured in part.items():
-            entry = merged.setdefault(name, Measured())
-            entry.values += measured.values
-            entry.weights += measured.weights
+    for name in dict.fromkeys(name for part in parts for name in part):
+        ranks = [zip(part[name].values, part[name].weights, strict=True) for part in parts if name in part]
+        rows = [row for turn in zip_longest(*ranks) for row in turn if row is not None and row[1]]
+        if rows:
+            merged[name] = Measured([value for value, _ in rows], [weight for _, weight in rows])
     return merged
 
 

@@ -1,7 +1,7 @@
 """Rollouts: drawing the policy's own continuations. Anchors are re-exported, since YAML names them beside the generator."""
 
 from components.blocks import CompletionAnchor, StridedAnchors
-from components.rollouts.generator import BlockParallelGenerator, duplicate_share
+from components.rollouts.generator import BlockParallelGenerator, duplicate_share, uniforms
 from components.rollouts.sampling import Sampler
 
-__all__ = ["BlockParallelGenerator", "CompletionAnchor", "Sampler", "StridedAnchors", "duplicate_share"]
+__all__ = ["BlockParallelGenerator", "CompletionAnchor", "Sampler", "StridedAnchors", "duplicate_share", "uniforms"]

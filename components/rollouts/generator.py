@@ -1,10 +1,13 @@
 """Strided block-parallel sampling: several short continuations at many points of every text at once (paper, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from components.blocks import Anchors, KVCache, PackedLayout
 from components.models import Policy
@@ -59,8 +62,9 @@ class BlockParallelGenerator:
         Args:
             policy: what is sampled.
             batch: ``[B, L]``.
-            rng: source of one uniform number per token, consumed sequence by sequence and sample by sample: batches drawn
-                one after the other get what they would have got in one, and so do samples.
+            rng: source of one uniform number per token, in the same state on every rank. Rows consume it in the order of
+                the data stream, whichever rank and micro-batch they are in, and in a row the samples do: what is drawn
+                does not depend on how a step is split, and all ranks leave ``rng`` in the same state again.
 
         Raises:
             ValueError: rows too short for a block, or longer than the model can read.
@@ -70,19 +74,23 @@ class BlockParallelGenerator:
         positions, n, G = anchors.positions, self.num_samples, self.rollout_len
         policy.check_length(max(batch.tokens.shape[1], int(positions.max()) + G))
         B, K = positions.shape
-        uniforms = torch.rand(B, n, K, G, generator=rng, device=rng.device).to(batch.tokens.device)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        numbers = uniforms((B, n, K, G), rng, rank=rank, world_size=world_size).to(batch.tokens.device)
         layout = PackedLayout(doc_ids=batch.doc_ids, anchors=positions, num_samples=n, block_len=G)
         cache = KVCache(kv_heads=policy.kv_heads, block_len=G - 1)
 
-        drawn = [policy.prefill(batch, layout, cache, uniforms[..., 0], self._sampler)]
-        masks = [anchors.mask[:, None].expand(B, n, K)]
-        open_blocks = self._still_open(masks[0], drawn[0].tokens)
-        for step in range(1, G):
-            if self.stop_tokens and _nowhere(open_blocks):
-                break
-            masks.append(open_blocks)
-            drawn.append(policy.decode(drawn[-1].tokens, step - 1, layout, cache, uniforms[..., step], self._sampler))
-            open_blocks = self._still_open(open_blocks, drawn[-1].tokens)
+        with _gathered(policy):
+            drawn = [policy.prefill(batch, layout, cache, numbers[..., 0], self._sampler)]
+            masks = [anchors.mask[:, None].expand(B, n, K)]
+            open_blocks = self._still_open(masks[0], drawn[0].tokens)
+            for step in range(1, G):
+                if self.stop_tokens and not bool(open_blocks.any()):
+                    break
+                masks.append(open_blocks)
+                drawn.append(
+                    policy.decode(drawn[-1].tokens, step - 1, layout, cache, numbers[..., step], self._sampler)
+                )
+                open_blocks = self._still_open(open_blocks, drawn[-1].tokens)
 
         missing = G - len(drawn)
         tokens = torch.stack([step.tokens for step in drawn] + [drawn[-1].tokens] * missing, dim=-1)
@@ -110,9 +118,32 @@ def duplicate_share(rollouts: Rollouts) -> float:
     return float((copies & counted).sum() / counted.sum().clamp(min=1))
 
 
-def _nowhere(open_blocks: Tensor) -> bool:
-    """True if no block is open on any rank: all ranks must leave the loop together, since its calls are collective."""
-    anywhere = open_blocks.any().int()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
-    return not bool(anywhere)
+def uniforms(shape: tuple[int, ...], rng: torch.Generator, *, rank: int, world_size: int) -> Tensor:
+    """Uniform numbers of ``shape`` ``[B, ...]`` for the rows of ``rank``, out of those for the rows of all ranks.
+
+    The ranks take rows in turn (``components.data.batch_loader``): row ``i`` of rank ``r`` is row ``i * world_size + r`` of
+    the data stream. With ``rng`` in the same state on all of them, a row gets the same numbers whichever rank has it.
+    """
+    B, *row = shape
+    return torch.rand(B, world_size, *row, generator=rng, device=rng.device)[:, rank]
+
+
+@contextmanager
+def _gathered(policy: nn.Module) -> Iterator[None]:
+    """Keep a sharded policy's weights whole from the first forward inside to the end.
+
+    They are gathered once per rollout, not once per token. Decode steps then call no other rank, so that each may stop where
+    its own blocks do.
+    """
+    sharded = any(isinstance(p, DTensor) and p.device_mesh.size(-1) > 1 for p in policy.parameters())
+    if not (sharded and isinstance(policy, FSDPModule)):
+        yield
+        return
+    policy.set_reshard_after_forward(False)
+    try:
+        yield
+    finally:
+        policy.set_reshard_after_forward(True)
+        for module in policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()

@@ -19,6 +19,7 @@ from components.training.messages import say, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
 from components.training.schedules import warmup_then
 from components.training.schema import check_recipe
+from components.training.watchdog import fail, phase, phases
 
 __all__ = [
     "HFCheckpointer",
@@ -29,6 +30,7 @@ __all__ = [
     "check_recipe",
     "clip_grad_norm",
     "diff_configs",
+    "fail",
     "gather",
     "instantiate",
     "is_main",
@@ -37,6 +39,8 @@ __all__ = [
     "load_config",
     "parse_args",
     "peak_memory_gib",
+    "phase",
+    "phases",
     "read_metrics",
     "save_config",
     "say",

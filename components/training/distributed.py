@@ -6,6 +6,7 @@ gradients and optimizer state in float32, a copy in the compute dtype for each p
 
 import os
 import random
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 
 from components.models import Policy, parse_dtype
+from components.training import watchdog
 
 
-def start(device: str) -> torch.device:
+def start(device: str, *, timeout_minutes: float = 30) -> torch.device:
     """Join the process group that torchrun (``tune run --nproc_per_node N``) describes, or one of a single process.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``; each rank takes the CUDA device of its ``LOCAL_RANK``.
+        timeout_minutes: how long a rank may make no progress before the run ends (``components.training.watchdog``).
 
     Raises:
         ValueError: a device that is not there.
@@ -36,33 +46,54 @@ def start(device: str) -> torch.device:
         raise ValueError(
             "device is 'cuda', but torch sees no CUDA device; set device=cpu or install a CUDA build of torch"
         )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {local_rank} has no CUDA device, there are {torch.cuda.device_count()}; lower --nproc_per_node"
+        )
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if not dist.is_initialized():
+        # The backend gives up after the watchdog, which knows more.
+        timeout = timedelta(minutes=timeout_minutes + 1)
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        if world_size > 1:
+            store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+            watchdog.watch(store, rank=rank, world_size=world_size, timeout_minutes=timeout_minutes)
     if device == "cpu":
         return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(local_rank)
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def stop() -> None:
     """Leave the process group."""
+    watchdog.unwatch()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seed the global generators alike on all ranks, and give the generator of rollouts, which differs between ranks."""
+    """Seed the global generators, and give the generator of rollouts: alike on all ranks, see ``components.rollouts``."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed + dist.get_rank())
+    return torch.Generator().manual_seed(seed)
 
 
-def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkpointing: bool, compile: bool) -> None:
+def shard(
+    policy: Policy,
+    device: torch.device,
+    *,
+    dtype: str,
+    activation_checkpointing: bool,
+    compile: bool,
+    cpu_offload: bool = False,
+    data_parallel_replicate: int = 1,
+) -> None:
     """Prepare ``policy`` for training, in place: checkpointing, compilation, FSDP2 (in this order).
 
     Args:
@@ -71,25 +102,44 @@ def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkp
         dtype: of the computation, ``"fp32"`` or ``"bf16"``.
         activation_checkpointing: recompute each layer in the backward.
         compile: compile each layer's MLP and norms (attention is not a single graph).
+        cpu_offload: keep weights, gradients and optimizer state in CPU memory; the optimizer steps there.
+        data_parallel_replicate: how many copies of the weights there are, each sharded over its part of the ranks. A copy
+            per node gathers weights within nodes only.
+
+    Raises:
+        ValueError: a number of copies that does not divide the number of processes.
     """
+    world_size = dist.get_world_size()
+    shards, rest = divmod(world_size, data_parallel_replicate)
+    if rest:
+        raise ValueError(
+            f"data_parallel_replicate is {data_parallel_replicate}, which does not divide the {world_size} processes; "
+            "choose a divisor, such as the number of nodes"
+        )
     if compile:
         for layer in policy.decoder.layers:
             for part in (layer.mlp, layer.sa_norm, layer.mlp_norm):
                 part.compile()
     if activation_checkpointing:
         set_activation_checkpointing(policy.decoder, auto_wrap_policy={TransformerSelfAttentionLayer})
-    policy.to(device)
-    world = dist.get_world_size()
-    if world == 1 and all(parameter.dtype == parse_dtype(dtype) for parameter in policy.parameters()):
-        return  # nobody to shard over, nothing to cast: FSDP would only copy weights and gradients
+    uncast = all(parameter.dtype == parse_dtype(dtype) for parameter in policy.parameters())
+    if world_size == 1 and uncast and not cpu_offload:
+        policy.to(device)
+        return  # nobody to shard over and nothing to cast: FSDP would only copy weights and gradients
+    if data_parallel_replicate == 1:
+        mesh = init_device_mesh(device.type, (shards,))
+    else:
+        mesh = init_device_mesh(device.type, (data_parallel_replicate, shards), mesh_dim_names=("replicate", "shard"))
     settings: dict[str, Any] = {
-        "mesh": init_device_mesh(device.type, (world,)),
+        "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=parse_dtype(dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy(),
         # With nobody to gather from, resharding between passes would only copy.
-        "reshard_after_forward": world > 1,
+        "reshard_after_forward": shards > 1,
     }
+    # Each call moves what it shards to the device: a layer at a time, so that the whole policy is never there.
     for layer in policy.decoder.layers:
         fully_shard(layer, **settings)
     fully_shard(policy, **settings)

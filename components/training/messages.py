@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from torchtune.utils import get_logger
 
+from components.training import watchdog
 from components.training.distributed import is_main
 
 _log = get_logger("INFO")
@@ -19,7 +20,8 @@ def say(message: str) -> None:
 
 @contextmanager
 def timed(phase: str) -> Iterator[None]:
-    """Say how long a phase of the start took."""
+    """Say how long a phase of the start took, and tell the watchdog that it is one."""
     start = time.perf_counter()
-    yield
+    with watchdog.phase(phase):
+        yield
     say(f"{phase}: {time.perf_counter() - start:.1f} s")

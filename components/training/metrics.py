@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from components.training import watchdog
 from components.training.distributed import gather
 
 
@@ -41,20 +42,25 @@ class StepMetrics:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what runs inside as ``seconds/name``."""
+        """Time what runs inside as ``seconds/name``, and tell the watchdog."""
         start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        with watchdog.phase(name):
+            yield
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
         self._seconds[name] += time.perf_counter() - start
 
     def mean(self) -> dict[str, float]:
         """Numbers of the step over micro-batches and ranks, and seconds per phase of this rank."""
         ranks = gather((dict(self._sums), dict(self._weights), dict(self._parts)))
-        means = {name: sum(parts[name] for _, _, parts in ranks) for name in self._parts}
-        for name in self._sums:
-            weight = sum(weights[name] for _, weights, _ in ranks)
-            means[name] = sum(sums[name] for sums, _, _ in ranks) / weight if weight else 0.0
+        means: dict[str, float] = defaultdict(float)
+        for _, _, parts in ranks:
+            for name, value in parts.items():
+                means[name] += value
+        # A rank may lack what another has: a reward need not report on blocks that do not count.
+        for name in dict.fromkeys(name for sums, _, _ in ranks for name in sums):
+            weight = sum(weights.get(name, 0.0) for _, weights, _ in ranks)
+            means[name] = sum(sums.get(name, 0.0) for sums, _, _ in ranks) / weight if weight else 0.0
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
         return means | seconds | {"seconds/step": time.perf_counter() - self._start}
 

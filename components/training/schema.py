@@ -3,6 +3,8 @@
 Nodes with ``_component_`` are checked against the component's own signature (``components.training.instantiate``).
 """
 
+import math
+
 from omegaconf import DictConfig
 
 from components.training.config import check_keys
@@ -35,6 +37,9 @@ OPTIONAL = (
     "clip_grad_norm",
     "activation_checkpointing",
     "compile",
+    "cpu_offload",
+    "data_parallel_replicate",
+    "timeout_minutes",
     "save_every_n_steps",
     "keep_last",
     "resume",
@@ -47,13 +52,14 @@ VALIDATION_OPTIONAL = ("generator",)
 _COUNTS = (
     "batch_size",
     "gradient_accumulation_steps",
+    "data_parallel_replicate",
     "max_steps",
     "epochs",
     "save_every_n_steps",
     "keep_last",
     "log_every_n_steps",
 )
-_SWITCHES = ("activation_checkpointing", "compile")
+_SWITCHES = ("activation_checkpointing", "compile", "cpu_offload")
 _CHOICES = {
     "device": ("cpu", "cuda"),
     "dtype": ("fp32", "bf16"),
@@ -83,6 +89,9 @@ def check_recipe(cfg: DictConfig) -> None:
     clip = cfg.get("clip_grad_norm")
     if clip is not None and (type(clip) not in (int, float) or not clip > 0):
         raise ValueError(f"clip_grad_norm is {clip!r}; give a number above 0, or remove the key for no clipping")
+    minutes = cfg.get("timeout_minutes", 30)
+    if type(minutes) not in (int, float) or not 0 < minutes < math.inf:
+        raise ValueError(f"timeout_minutes is {minutes!r}; give a number above 0")
     if type(cfg.output_dir) is not str or not cfg.output_dir:
         raise ValueError(f"output_dir is {cfg.output_dir!r}; name a directory")
     if "validation" in cfg:

@@ -52,6 +52,9 @@ def refused(settings, capsys, monkeypatch):
         ("batch_size=1000", "fewer than one batch of 1000"),
         ("dtype=fp16", "dtype is 'fp16'; choose one of fp32, bf16"),
         ("device=tpu", "device is 'tpu'"),
+        ("cpu_offload=1", "cpu_offload is 1; give true or false"),
+        ("data_parallel_replicate=2", "data_parallel_replicate is 2, which does not divide the 1 processes"),
+        ("timeout_minutes=0", "timeout_minutes is 0; give a number above 0"),
         ("compile=yes please", "compile is 'yes please'"),
         ("clip_grad_norm=0", "clip_grad_norm is 0"),
         ("resume=maybe", "resume is 'maybe'"),
@@ -141,6 +144,16 @@ def test_an_output_directory_in_use(overrides, tmp_path, capsys, monkeypatch):  
         settings = [*overrides, f"output_dir={tmp_path / 'home'}", f"resume={resume}"]
         assert "holds something that is not a run" in refused(settings, capsys, monkeypatch)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_resumed_run_takes_as_many_rows_a_step(overrides, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """Fewer per process are right for more processes; here they are not, and the run's own config stays."""
+    train([*overrides, "max_steps=2"])
+    stop()
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    text = refused([*overrides, "max_steps=2", "batch_size=1"], capsys, monkeypatch)
+    assert "global_batch_size 2, this run has 1; make them equal" in text
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
 
 
 def test_overwriting_starts_again(overrides, tmp_path):  # noqa: F811

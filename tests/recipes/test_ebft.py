@@ -259,6 +259,7 @@ def test_the_reward_rises(overrides):
         ["feature_extractor.combine=stack", "reward.whitening=sample_space"],
         ["reward.diversity_coef=0.5", "advantage=components.advantages.GroupNorm"],
         ["feature_extractor.network.decoder.dtype=bf16", "dtype=bf16", "activation_checkpointing=true"],
+        ["cpu_offload=true", "timeout_minutes=0.5"],
         ["dataset.isolate_documents=false", "gradient_accumulation_steps=2", "clip_grad_norm=0.1"],
     ],
     ids=lambda settings: settings[0],

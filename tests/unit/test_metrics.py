@@ -92,9 +92,13 @@ def test_validations_are_kept_by_step_and_forgotten_after_one(tmp_path):
     assert list(load_validations(tmp_path)) == [0, 10]
 
 
-def test_ranks_are_merged_row_by_row():
-    parts = [{"a": Measured([1.0], [2])}, {"a": Measured([3.0], [2]), "b": Measured([5.0], [1])}]
-    assert merge(parts) == {"a": Measured([1.0, 3.0], [2, 2]), "b": Measured([5.0], [1])}
+def test_ranks_are_merged_in_the_order_of_the_rows():
+    """Three rows dealt to two ranks; the second row had nothing to measure for "a", and the fourth is padding."""
+    parts = [
+        {"a": Measured([1.0, 3.0], [2, 2]), "b": Measured([5.0, 7.0], [1, 1])},
+        {"a": Measured([0.0, 0.0], [0, 0]), "b": Measured([6.0, 0.0], [1, 0]), "c": Measured([0.0, 0.0], [0, 0])},
+    ]
+    assert merge(parts) == {"a": Measured([1.0, 3.0], [2, 2]), "b": Measured([5.0, 6.0, 7.0], [1, 1, 1])}
 
 
 def test_the_table_compares_the_first_with_the_last(tmp_path):

@@ -1,5 +1,7 @@
 """Drawing rollouts: cached against uncached, together against alone, and what the sampler's distribution is."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from components.blocks import CompletionAnchor, StridedAnchors
 from components.models import Policy
-from components.rollouts import BlockParallelGenerator, Sampler, duplicate_share
+from components.rollouts import BlockParallelGenerator, Sampler, duplicate_share, uniforms
 from components.types import Batch, Rollouts
 from tests.tiny import VOCAB, row_by_row, tiny_batch, tiny_decoder
 
@@ -100,6 +102,22 @@ def test_a_batch_draws_what_its_rows_draw_one_after_the_other():
     for b in range(4):
         row = Batch(**{name: getattr(batch, name)[b : b + 1] for name in ("tokens", "doc_ids", "target_mask")})
         assert torch.equal(make()(policy, row, rng).tokens[0], together.tokens[b])
+
+
+@given(world_size=st.sampled_from([1, 2, 3, 6, 12]), micro_batch=st.sampled_from([1, 2, 3, 4, 6, 12]))
+def test_a_row_of_the_data_stream_has_its_own_uniform_numbers_however_the_rows_are_dealt(world_size, micro_batch):
+    """Twelve rows on ranks that take them in turn, in micro-batches: what one rank draws in one call."""
+    alone = seeded()
+    whole = uniforms((12, 2, 3), alone, rank=0, world_size=1)
+    share = 12 // world_size
+    size = math.gcd(share, micro_batch)
+    ranks = []
+    for rank in range(world_size):
+        rng = seeded()
+        parts = [uniforms((size, 2, 3), rng, rank=rank, world_size=world_size) for _ in range(share // size)]
+        ranks.append(torch.cat(parts))
+        assert torch.equal(rng.get_state(), alone.get_state())
+    assert torch.equal(torch.stack(ranks, dim=1).flatten(0, 1), whole)
 
 
 def test_a_rollout_ends_with_its_stop_token():
