@@ -66,7 +66,8 @@ def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkp
     """Prepare ``policy`` for training, in place: checkpointing, compilation, FSDP2 (in this order).
 
     Args:
-        policy: on any device, weights in the dtype that is trained (float32, or bfloat16 to save memory).
+        policy: on any device, weights in the dtype that is trained (float32, or bfloat16 to save memory). Those on the meta
+            device stay there, for ``components.models.materialize``.
         device: where it computes.
         dtype: of the computation, ``"fp32"`` or ``"bf16"``.
         activation_checkpointing: recompute each layer in the backward.
@@ -78,7 +79,6 @@ def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkp
                 part.compile()
     if activation_checkpointing:
         set_activation_checkpointing(policy.decoder, auto_wrap_policy={TransformerSelfAttentionLayer})
-    policy.to(device)
     world = dist.get_world_size()
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (world,)),
