@@ -179,7 +179,7 @@ def _files(checkpoint_dir: str | Path) -> list[Path]:
             return [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
         except (KeyError, ValueError) as error:
             raise ValueError(f"{index} is no index of weights ({error}); download the checkpoint again") from error
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("adapter_"))
     if not files:
         raise ValueError(
             f"no *.safetensors in checkpoint_dir '{checkpoint_dir}'; convert or download the checkpoint again"

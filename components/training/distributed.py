@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 
-from components.models import Policy, parse_dtype
+from components.models import Policy, parse_dtype, quantized_parameters
 
 
 def start(device: str) -> torch.device:
@@ -87,6 +87,7 @@ def shard(policy: Policy, device: torch.device, *, dtype: str, activation_checkp
         ),
         # With nobody to gather from, resharding between passes would only copy.
         "reshard_after_forward": world > 1,
+        "ignored_params": quantized_parameters(policy),
     }
     for layer in policy.decoder.layers:
         fully_shard(layer, **settings)
