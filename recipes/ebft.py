@@ -25,7 +25,7 @@ from tqdm import tqdm
 from components import evaluation, training
 from components.data import TrainStream, batch_loader, collate
 from components.losses import TokenCounts
-from components.models import Policy
+from components.models import Policy, deferred_weights, materialize
 from components.report import before_after, plot_run
 from components.rollouts import duplicate_share
 from components.schedules import scheduled
@@ -79,7 +79,7 @@ class EBFTRecipe:
                     held_out, batch_size=cfg.validation.batch_size, seed=0, shuffle=False, rank=rank, world_size=world
                 )
 
-        with training.timed("model"):
+        with training.timed("model"), deferred_weights():
             self.policy = Policy(training.instantiate(cfg.model, path="model"))
             vocabulary = self.policy.decoder.tok_embeddings.num_embeddings
             if self.tokenizer.vocab_size > vocabulary:
@@ -89,14 +89,19 @@ class EBFTRecipe:
                 )
 
         with training.timed("feature network"):
-            self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
+            with deferred_weights():
+                self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
             for part in vars(self.feature_extractor).values():
                 if isinstance(part, torch.nn.Module):
+                    materialize(part, self.device)
                     part.to(self.device)
             self.reference = None
             if "reference" in cfg:
                 known = {"extractor": self.feature_extractor} if training.accepts(cfg.reference, "extractor") else {}
-                self.reference = training.instantiate(cfg.reference, path="reference", **known).to(self.device)
+                with deferred_weights():
+                    self.reference = training.instantiate(cfg.reference, path="reference", **known)
+                materialize(self.reference, self.device)
+                self.reference.to(self.device)
 
         self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
         if "validation" in cfg and "generator" in cfg.validation:
@@ -116,9 +121,8 @@ class EBFTRecipe:
                 cpu_offload=cfg.get("cpu_offload", False),
                 data_parallel_replicate=cfg.get("data_parallel_replicate", 1),
             )
-            self.optimizer = training.instantiate(
-                cfg.optimizer, path="optimizer", params=[p for p in self.policy.parameters() if p.requires_grad]
-            )
+            trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+            self.optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=trained)
             self.lr_scheduler = None
             if "lr_scheduler" in cfg:
                 known = {"max_steps": self.max_steps} if training.accepts(cfg.lr_scheduler, "max_steps") else {}

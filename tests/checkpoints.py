@@ -19,6 +19,16 @@ def write_corpus(directory: Path, documents: int = 120) -> Path:
     return path
 
 
+def write_model(directory: Path, **changes: object) -> dict:
+    """The model of ``tests.tiny`` as a Hugging Face directory; its ``config.json``."""
+    config = tiny_config(**changes)
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    (Path(directory) / "config.json").write_text(json.dumps(config))
+    weights = to_hf(tiny_decoder(**changes).state_dict(), config)
+    save_file(weights, Path(directory) / "model.safetensors", metadata={"format": "pt"})
+    return config
+
+
 def write_checkpoint(directory: Path, **changes: object) -> Path:
     """A random llama with a byte-level tokenizer that fits it."""
     directory = Path(directory)
@@ -37,8 +47,5 @@ def write_checkpoint(directory: Path, **changes: object) -> Path:
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "bos_token": None}
     (directory / "tokenizer_config.json").write_text(json.dumps(special))
     settings = {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 0, "architectures": ["LlamaForCausalLM"]}
-    config = tiny_config(**(settings | changes))
-    (directory / "config.json").write_text(json.dumps(config))
-    weights = tiny_decoder(**(settings | changes)).state_dict()
-    save_file(to_hf(weights, config), directory / "model.safetensors", metadata={"format": "pt"})
+    write_model(directory, **(settings | changes))
     return directory

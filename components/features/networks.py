@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
 from components.blocks import PackedAttention, PackedLayout, install
-from components.models import hidden_states
+from components.models import hidden_states, materialize
 from components.types import Batch, Rollouts
 
 
@@ -32,7 +32,8 @@ class FrozenNetwork(nn.Module):
     """A frozen copy of a decoder (paper: of the policy before training; after a warm start, of the base model).
 
     Args:
-        decoder: copied, so that it may be the very one the policy trains.
+        decoder: copied, so that it may be the very one the policy trains. If its weights are deferred, only those that
+            :meth:`keep_layers` leaves are ever read.
         keep_head: keep what features do not need (later layers, norm and head), so that it can also be the reference of a
             KL term (``components.features.NetworkReference``).
     """
@@ -55,6 +56,8 @@ class FrozenNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch, rollouts: Rollouts, taps: tuple[int, ...]) -> tuple[PackedLayout, list[Tensor]]:
         """See :class:`FeatureNetwork`; hidden states come in the weights' dtype."""
+        if self.decoder.tok_embeddings.weight.is_meta:  # nobody reached it inside a component of the user's own
+            materialize(self.decoder, batch.tokens.device)
         _, n, _, G = rollouts.tokens.shape
         layout = PackedLayout(doc_ids=batch.doc_ids, anchors=rollouts.anchors, num_samples=n, block_len=G)
         tokens = layout.pack(batch.tokens, rollouts.tokens)

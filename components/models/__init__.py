@@ -1,14 +1,17 @@
 """Models: Hugging Face directory -> torchtune decoder -> policy."""
 
-from components.models.decoder import (
-    build_decoder,
-    from_hf,
-    hidden_states,
-    load_decoder,
-    parse_dtype,
-    read_config,
-    read_weights,
-    to_hf,
+from components.models.decoder import build_decoder, from_hf, hidden_states, parse_dtype, read_config, to_hf
+from components.models.loading import deferred_weights, load_decoder, materialize, read_weights
+from components.models.lora import (
+    adapter_config,
+    adapter_from_hf,
+    adapter_to_hf,
+    adapters_disabled,
+    load_lora_decoder,
+    merge_adapters,
+    quantized_parameters,
+    read_adapter,
+    write_adapter,
 )
 from components.models.policy import Draw, Drawn, Policy
 from components.models.reference import ReferencePolicy
@@ -18,12 +21,23 @@ __all__ = [
     "Drawn",
     "Policy",
     "ReferencePolicy",
+    "adapter_config",
+    "adapter_from_hf",
+    "adapter_to_hf",
+    "adapters_disabled",
     "build_decoder",
+    "deferred_weights",
     "from_hf",
     "hidden_states",
     "load_decoder",
+    "load_lora_decoder",
+    "materialize",
+    "merge_adapters",
     "parse_dtype",
+    "quantized_parameters",
+    "read_adapter",
     "read_config",
     "read_weights",
     "to_hf",
+    "write_adapter",
 ]

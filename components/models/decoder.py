@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint directory to a torchtune decoder, and back.
+"""A torchtune decoder for a Hugging Face ``config.json``, and names and layouts of weights there and back.
 
 The families are those whose torchtune builder computes what their ``config.json`` says: llama (1 to 3.2, SmolLM2), qwen2
 (and 2.5), mistral. Anything a builder would silently ignore (rope scaling of another kind, attention biases, another
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama3_1 import Llama3ScaledRoPE
@@ -134,60 +132,6 @@ def _scale_rope(decoder: TransformerDecoder, scaling: Mapping[str, Any]) -> None
         layer.attn.pos_embeddings = scaled
 
 
-def load_decoder(
-    checkpoint_dir: str | Path, dtype: torch.dtype | str = torch.float32, *, max_seq_len: int | None = None
-) -> TransformerDecoder:
-    """The decoder of a Hugging Face directory (``config.json`` and ``*.safetensors``), with its weights in ``dtype``.
-
-    Args:
-        checkpoint_dir: llama, qwen2 or mistral.
-        dtype: of the weights. A policy that is trained wants float32: at a learning rate of 1e-6 a bfloat16 weight
-            does not move.
-        max_seq_len: see :func:`build_decoder`.
-
-    Raises:
-        ValueError: a missing, damaged or unsupported checkpoint.
-    """
-    config = read_config(checkpoint_dir)
-    weights = from_hf(read_weights(checkpoint_dir), config)
-    with torch.device("meta"):
-        decoder = build_decoder(config, max_seq_len=max_seq_len)
-    expected = {name: value.shape for name, value in decoder.state_dict().items()}
-    missing = sorted(expected.keys() - weights.keys())
-    wrong = sorted(name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape)
-    if missing or wrong or len(weights) > len(expected):
-        unexpected = sorted(weights.keys() - expected.keys())
-        raise ValueError(
-            f"weights in '{checkpoint_dir}' do not fit its config.json "
-            f"(missing: {missing[:3]}, unexpected: {unexpected[:3]}, of another shape: {wrong[:3]}); download it again"
-        )
-    decoder.load_state_dict({name: value.to(parse_dtype(dtype)) for name, value in weights.items()}, assign=True)
-    for layer in decoder.layers:
-        layer.attn.pos_embeddings.to_empty(device="cpu").rope_init()
-    return decoder.requires_grad_(True)
-
-
-def read_weights(checkpoint_dir: str | Path) -> dict[str, Tensor]:
-    """All tensors of the ``*.safetensors`` files of a directory (one, or several with an index), as they are named there."""
-    files = sorted(Path(checkpoint_dir).glob("*.safetensors"))
-    index = Path(checkpoint_dir) / "model.safetensors.index.json"
-    if index.is_file():
-        files = [
-            Path(checkpoint_dir) / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        ]
-    if not files:
-        raise ValueError(
-            f"no *.safetensors in checkpoint_dir '{checkpoint_dir}'; convert or download the checkpoint again"
-        )
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights.update(load_file(file))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} cannot be read ({error}); download the checkpoint again") from error
-    return weights
-
-
 def from_hf(weights: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights by torchtune's names, from weights by Hugging Face's."""
     if config.get("tie_word_embeddings"):
@@ -206,7 +150,8 @@ def _convert(weights: dict[str, Tensor], config: Mapping[str, Any], plain: Any, 
     shape = {
         "num_heads": heads,
         "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "dim": config["hidden_size"],
+        "head_dim": config["hidden_size"] // heads,
+        "dim": -1,  # columns of a q or k matrix, whose rows are permuted: as many as it has (an adapter's B has its rank)
     }
     try:
         if config["model_type"] == "qwen2":

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 
-from components.models import Policy, parse_dtype
+from components.models import Policy, materialize, parse_dtype, quantized_parameters
 from components.training import watchdog
 
 
@@ -94,10 +94,11 @@ def shard(
     cpu_offload: bool = False,
     data_parallel_replicate: int = 1,
 ) -> None:
-    """Prepare ``policy`` for training, in place: checkpointing, compilation, FSDP2 (in this order).
+    """Prepare ``policy`` for training, in place: checkpointing, compilation, FSDP2 (in this order), deferred weights.
 
     Args:
-        policy: on any device, weights in the dtype that is trained (float32, or bfloat16 to save memory).
+        policy: on any device, weights in the dtype that is trained (float32, or bfloat16 to save memory). Deferred
+            ones are read here (``components.models.materialize``).
         device: where it computes.
         dtype: of the computation, ``"fp32"`` or ``"bf16"``.
         activation_checkpointing: recompute each layer in the backward.
@@ -124,8 +125,10 @@ def shard(
         set_activation_checkpointing(policy.decoder, auto_wrap_policy={TransformerSelfAttentionLayer})
     uncast = all(parameter.dtype == parse_dtype(dtype) for parameter in policy.parameters())
     if world_size == 1 and uncast and not cpu_offload:
+        # Nobody to shard over and nothing to cast: FSDP would only copy weights and gradients.
+        materialize(policy, device)
         policy.to(device)
-        return  # nobody to shard over and nothing to cast: FSDP would only copy weights and gradients
+        return
     if data_parallel_replicate == 1:
         mesh = init_device_mesh(device.type, (shards,))
     else:
@@ -138,11 +141,13 @@ def shard(
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy(),
         # With nobody to gather from, resharding between passes would only copy.
         "reshard_after_forward": shards > 1,
+        "ignored_params": quantized_parameters(policy),
     }
     # Each call moves what it shards to the device: a layer at a time, so that the whole policy is never there.
     for layer in policy.decoder.layers:
         fully_shard(layer, **settings)
     fully_shard(policy, **settings)
+    materialize(policy, device, cpu_offload=cpu_offload)  # reads this rank's shards only
     for method in ("prefill", "decode"):
         register_fsdp_forward_method(policy, method)
 

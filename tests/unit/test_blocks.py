@@ -13,8 +13,8 @@ from components.blocks import (
     StridedAnchors,
     flex_mask,
     target_windows,
+    tiles,
 )
-from components.blocks import tiles
 from components.types import Batch
 from tests.tiny import tiny_batch
 
