@@ -29,9 +29,6 @@ from components.report import before_after, plot_run
 from components.rollouts import duplicate_share
 from components.types import Batch, Rewards
 
-# A resumed run may change how it is watched and saved; everything else would make it another run.
-FREE_ON_RESUME = ("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last")
-
 
 class EBFTRecipe:
     """One training run, from a config."""
@@ -42,6 +39,11 @@ class EBFTRecipe:
         self.output_dir = Path(cfg.output_dir)
         self.accumulation = cfg.get("gradient_accumulation_steps", 1)
         self.steps_done = 0
+        self.interrupted = False
+        self.validated_at: int | None = None
+        self.validation_means: dict[str, float] = {}
+        # Tensors besides the policy's that training changes, for checkpoints: what a moving average would put here.
+        self.extra: dict[str, torch.Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ setup
 
@@ -50,7 +52,7 @@ class EBFTRecipe:
         cfg = self.cfg
         self.device = training.start(cfg.device)
         training.keep_freed_memory()
-        checkpoint = self._checkpoint_to_resume()
+        checkpoint = training.find_checkpoint(cfg)
         self.rng = training.seed_everything(cfg.seed)
         rank, world = dist.get_rank(), dist.get_world_size()
 
@@ -87,6 +89,8 @@ class EBFTRecipe:
             for part in vars(self.feature_extractor).values():
                 if isinstance(part, torch.nn.Module):
                     part.to(self.device)
+            network: Any = getattr(self.feature_extractor, "network", None)
+            self.feature_network = network.identity() if hasattr(network, "identity") else None
 
         self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
         if "validation" in cfg and "generator" in cfg.validation:
@@ -122,35 +126,6 @@ class EBFTRecipe:
 
         self._open_output(checkpoint)
 
-    def _checkpoint_to_resume(self) -> Path | None:
-        """What ``resume`` and the output directory ask for: a checkpoint to continue, or None to start."""
-        resume, occupied = self.cfg.get("resume", "never"), self.output_dir.is_dir() and any(self.output_dir.iterdir())
-        if resume == "never" and occupied:
-            raise ValueError(
-                f"output_dir '{self.output_dir}' is not empty; go on with resume=auto, replace it with resume=overwrite, or "
-                "name another"
-            )
-        if not occupied:
-            return None
-        if not (self.output_dir / "config.yaml").is_file():
-            raise ValueError(f"output_dir '{self.output_dir}' holds something that is not a run; name another")
-        if resume == "overwrite":
-            return None
-        checkpoints = training.list_checkpoints(self.output_dir)
-        if not checkpoints:
-            return None
-        differences = [
-            line
-            for line in training.diff_configs(training.load_config(self.output_dir / "config.yaml"), self.cfg)
-            if line.split(":")[0].split(".")[0] not in FREE_ON_RESUME
-        ]
-        if differences:
-            raise ValueError(
-                f"the run in '{self.output_dir}' was started with another config ({'; '.join(differences)}); undo the "
-                "change, or name another output_dir"
-            )
-        return checkpoints[-1]
-
     def _check_parts(self, dataset: Any) -> None:
         """Catch what would only fail, or silently do nothing, once training runs."""
         n = self.generator.num_samples
@@ -184,8 +159,11 @@ class EBFTRecipe:
                 "with another; leave them out with generator.anchors.document_mask: true"
             )
 
-    def _open_output(self, checkpoint: Path | None) -> None:
+    def _open_output(self, checkpoint: training.Checkpoint | None) -> None:
         """From here on the run owns ``output_dir``."""
+        if checkpoint is not None:
+            with training.timed(f"resuming from {checkpoint.path}"):
+                self._restore(checkpoint)
         dist.barrier()  # every rank has looked into it
         if training.is_main():
             if self.cfg.get("resume") == "overwrite":
@@ -193,14 +171,6 @@ class EBFTRecipe:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             training.save_config(self.cfg, self.output_dir)
         self.metrics_log = training.MetricsLog(self.output_dir)
-        if checkpoint is not None:
-            with training.timed(f"resuming from {checkpoint}"):
-                state = self.checkpointer.load(checkpoint, self.policy, self.optimizer)
-                self.steps_done = state["step"]
-                self.stream.load_state_dict(state["stream"])
-                self.rng.set_state(state["rng"][dist.get_rank()])
-                if self.lr_scheduler is not None:
-                    self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if training.is_main():
             self.metrics_log.truncate(self.steps_done)
             evaluation.forget_validations(self.output_dir, after=self.steps_done)
@@ -210,12 +180,30 @@ class EBFTRecipe:
             for index, node in enumerate(nodes if isinstance(nodes, ListConfig) else [nodes]):
                 self.loggers.append(training.instantiate(node, path=f"metric_logger[{index}]"))
 
+    def _restore(self, checkpoint: training.Checkpoint) -> None:
+        training.check_feature_network(checkpoint, self.feature_network)
+        # A new schedule goes on as if it had been the run's from its start.
+        old_schedule = not checkpoint.new_schedule
+        state = self.checkpointer.load(
+            checkpoint.path, self.policy, self.optimizer, self.extra, hyperparameters=old_schedule
+        )
+        self.steps_done = checkpoint.manifest.step
+        self.validated_at, self.validation_means = checkpoint.manifest.validated_at, checkpoint.manifest.metrics
+        self.stream.load_state_dict(state["stream"])
+        same_ranks = len(state["rng"]) == dist.get_world_size()
+        training.set_rng_state(self.rng, state["rng"][dist.get_rank() if same_ranks else 0])
+        if self.lr_scheduler is not None and old_schedule:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        elif self.lr_scheduler is not None:
+            for _ in range(self.steps_done):
+                self.lr_scheduler.step()
+
     # ------------------------------------------------------------------------------------------------ train
 
     def train(self) -> None:
-        """Steps until ``max_steps``, with validation, logging and checkpoints in between."""
+        """Steps until ``max_steps`` or a signal, with validation, logging and checkpoints in between."""
         cfg, every = self.cfg, self.cfg.get("log_every_n_steps", 1)
-        if self.steps_done == 0 and self.validation_loader is not None:
+        if self._validation_due():
             self.validate()
         bar = tqdm(
             total=self.max_steps,
@@ -223,24 +211,27 @@ class EBFTRecipe:
             desc="ebft",
             disable=not (training.is_main() and sys.stderr.isatty()),
         )
-        while self.steps_done < self.max_steps:
-            batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
-            try:
-                metrics = self.step(batches)
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this step, the "
-                    f"newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
-                ) from error
-            self.steps_done += 1
-            last = self.steps_done == self.max_steps
-            if self.steps_done % every == 0 or last:
-                self.log(metrics, bar)
-            bar.update()
-            if self.validation_loader is not None and (last or self.steps_done % cfg.validation.every_n_steps == 0):
-                self.validate()
-            if last or ("save_every_n_steps" in cfg and self.steps_done % cfg.save_every_n_steps == 0):
-                self.save()
+        with training.Interrupt() as interrupt:
+            while self.steps_done < self.max_steps and not self.interrupted:
+                batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
+                try:
+                    metrics = self.step(batches)
+                except FloatingPointError as error:
+                    raise FloatingPointError(
+                        f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this step, "
+                        f"the newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
+                    ) from error
+                self.steps_done += 1
+                last, self.interrupted = self.steps_done == self.max_steps, interrupt.agreed()
+                if self.steps_done % every == 0 or last:
+                    self.log(metrics, bar)
+                bar.update()
+                if self._validation_due() and not self.interrupted:  # it may take longer than we are given
+                    self.validate()
+                if last or self.interrupted or self.steps_done % cfg.get("save_every_n_steps", self.max_steps) == 0:
+                    self.save()
+                self.checkpointer.poll()
+            self.checkpointer.wait()
         bar.close()
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
@@ -289,6 +280,12 @@ class EBFTRecipe:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def _validation_due(self) -> bool:
+        """Before the first step, after the last and every so often; also if an interrupted run left it out."""
+        if self.validation_loader is None or self.validated_at == self.steps_done:
+            return False
+        return self.steps_done == self.max_steps or self.steps_done % self.cfg.validation.every_n_steps == 0
+
     def validate(self) -> None:
         """Measure the policy on held-out rows and keep the result row by row."""
         assert self.validation_loader is not None
@@ -303,9 +300,11 @@ class EBFTRecipe:
             seed=self.cfg.seed,
         )
         measured = evaluation.merge(training.gather(measured))
+        self.validated_at, self.validation_means = self.steps_done, {k: entry.mean() for k, entry in measured.items()}
+        self.checkpointer.check_metrics(self.validation_means)
         if training.is_main():
             evaluation.save_validation(self.output_dir, self.steps_done, measured)
-            means = {f"validation/{name}": entry.mean() for name, entry in measured.items()}
+            means = {f"validation/{name}": mean for name, mean in self.validation_means.items()}
             for logger in self.loggers:
                 logger.log_dict(means, step=self.steps_done)
             shown = (name for name in ("cross_entropy", "feature_matching_loss") if name in measured)
@@ -336,23 +335,33 @@ class EBFTRecipe:
 
     def save(self) -> None:
         """A checkpoint from which the run goes on exactly, and whose weights transformers loads."""
+        manifest = training.Manifest(
+            step=self.steps_done,
+            config=training.plain_values(self.cfg),
+            world_size=dist.get_world_size(),
+            feature_network=self.feature_network,
+            validated_at=self.validated_at,
+            metrics=self.validation_means,
+        )
         state = {
             "stream": self.stream.state_dict(),
-            "rng": training.gather(self.rng.get_state()),
+            "rng": training.gather(training.rng_state(self.rng)),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
-        path = self.checkpointer.save(self.steps_done, self.policy, self.optimizer, state)
-        training.say(f"saved {path}")
+        self.checkpointer.save(manifest, self.policy, self.optimizer, state, self.extra)
 
     def cleanup(self) -> None:
-        """Plots, the table of what changed, and where everything is."""
+        """Plots, the table of what changed, and where everything is; of an interrupted run, how to go on."""
         if training.is_main():
             for logger in self.loggers:
                 logger.close()
-            plots = plot_run(self.output_dir)
-            if len(evaluation.load_validations(self.output_dir)) > 1:
-                Console().print(before_after(self.output_dir))
-            training.say(f"plots: {', '.join(map(str, plots))}")
+            if self.interrupted:
+                training.say(f"stopped after step {self.steps_done}; go on with: {training.resume_command(self.cfg)}")
+            else:
+                plots = plot_run(self.output_dir)
+                if len(evaluation.load_validations(self.output_dir)) > 1:
+                    Console().print(before_after(self.output_dir))
+                training.say(f"plots: {', '.join(map(str, plots))}")
             training.say(f"checkpoint: {training.list_checkpoints(self.output_dir)[-1]}")
         training.stop()
 
@@ -374,7 +383,7 @@ def main() -> int:
     try:
         recipe.train()
         recipe.cleanup()
-    except FloatingPointError as error:
+    except (FloatingPointError, training.SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

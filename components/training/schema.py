@@ -3,7 +3,7 @@
 Nodes with ``_component_`` are checked against the component's own signature (``components.training.instantiate``).
 """
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from components.training.config import check_keys
 from components.training.instantiate import validate_config
@@ -37,6 +37,7 @@ OPTIONAL = (
     "save_every_n_steps",
     "keep_last",
     "resume",
+    "resume_with_changes",
     "metric_logger",
     "log_every_n_steps",
 )
@@ -82,6 +83,9 @@ def check_recipe(cfg: DictConfig) -> None:
     clip = cfg.get("clip_grad_norm")
     if clip is not None and (type(clip) not in (int, float) or not clip > 0):
         raise ValueError(f"clip_grad_norm is {clip!r}; give a number above 0, or remove the key for no clipping")
+    changes = cfg.get("resume_with_changes", ListConfig([]))
+    if not isinstance(changes, ListConfig) or not all(type(key) is str for key in changes):
+        raise ValueError(f"resume_with_changes is {changes!r}; list dotted keys, such as [optimizer.lr, max_steps]")
     if type(cfg.output_dir) is not str or not cfg.output_dir:
         raise ValueError(f"output_dir is {cfg.output_dir!r}; name a directory")
     if "validation" in cfg:
