@@ -383,7 +383,7 @@ def main() -> int:
     try:
         recipe.train()
         recipe.cleanup()
-    except (FloatingPointError, training.SaveError) as error:
+    except (FloatingPointError, training.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

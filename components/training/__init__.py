@@ -1,6 +1,6 @@
 """What recipes share: configuration, processes, checkpoints, schedules, metrics."""
 
-from components.training.checkpoint import HFCheckpointer, SaveError
+from components.training.checkpoint import CheckpointError, HFCheckpointer
 from components.training.config import check_keys, diff_configs, load_config, parse_args, plain_values, save_config
 from components.training.distributed import (
     clip_grad_norm,
@@ -27,11 +27,11 @@ from components.training.schema import check_recipe
 
 __all__ = [
     "Checkpoint",
+    "CheckpointError",
     "HFCheckpointer",
     "Interrupt",
     "Manifest",
     "MetricsLog",
-    "SaveError",
     "StepMetrics",
     "accepts",
     "check_feature_network",

@@ -51,8 +51,8 @@ _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # strict w
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 
 
-class SaveError(Exception):
-    """A checkpoint could not be written; those before it are whole."""
+class CheckpointError(Exception):
+    """A checkpoint could not be written, or the best not be told, as asked; checkpoints before it are whole."""
 
 
 class HFCheckpointer:
@@ -111,10 +111,10 @@ class HFCheckpointer:
         """Refuse a ``keep_best`` that validation does not measure.
 
         Raises:
-            ValueError: with the names there are.
+            CheckpointError: with the names there are.
         """
         if self.keep_best is not None and self.keep_best not in measured:
-            raise ValueError(
+            raise CheckpointError(
                 f"checkpointer.keep_best is {self.keep_best!r}, which validation does not measure; choose from "
                 f"{', '.join(sorted(measured))}"
             )
@@ -138,7 +138,7 @@ class HFCheckpointer:
 
         Raises:
             FloatingPointError: a weight is not finite; what was saved before stays.
-            SaveError: this save (if not ``asynchronous``) or the one before failed.
+            CheckpointError: this save (if not ``asynchronous``) or the one before failed.
         """
         self.wait()
         if broken := next((name for name in gather(_not_finite(policy)) if name), None):
@@ -161,7 +161,7 @@ class HFCheckpointer:
         """Take note of a save that is done on all ranks. Collective; to be called between steps.
 
         Raises:
-            SaveError: it failed, on any rank.
+            CheckpointError: it failed, on any rank.
         """
         if self._saving is not None:
             done = torch.tensor(int(self._saving[1].done()))
@@ -172,7 +172,7 @@ class HFCheckpointer:
         """Wait for the save in flight, if there is one. Collective.
 
         Raises:
-            SaveError: it failed, on any rank.
+            CheckpointError: it failed, on any rank.
         """
         if self._saving is None:
             return
@@ -261,8 +261,8 @@ class HFCheckpointer:
         # safetensors lets only the owner read what it writes; who may read the rest may read the weights.
         (directory / "model.safetensors").chmod((directory / "config.json").stat().st_mode)
 
-    def _save_error(self, step: int, reason: str) -> SaveError:
-        return SaveError(
+    def _save_error(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(
             f"the checkpoint of step {step} could not be written to '{self.output_dir}' ({reason}); those before it are whole: "
             "remove the cause and run the same command with resume=auto"
         )
