@@ -94,6 +94,8 @@ def check_recipe(cfg: DictConfig) -> None:
         for key in ("every_n_steps", "batch_size"):
             _check_count(cfg.validation, key, f"validation.{key}")
     validate_config(cfg)
+    if cfg.checkpointer.get("keep_best") is not None and "validation" not in cfg:
+        raise ValueError("checkpointer.keep_best needs validation, which measures it; add the key validation")
 
 
 def _check_count(cfg: DictConfig, key: str, path: str) -> None:

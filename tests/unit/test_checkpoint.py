@@ -292,9 +292,7 @@ def test_a_failure_in_the_background_is_raised_by_the_next_poll_and_drops_nothin
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         checkpointer.save(manifest(2), policy, optimizer, {})
         with pytest.raises(CheckpointError) as error:
-            while True:
-                time.sleep(0.01)
-                checkpointer.poll()
+            poll_to_the_end(checkpointer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "checkpoint of step 2 could not be written" in str(error.value)
@@ -304,6 +302,12 @@ def test_a_failure_in_the_background_is_raised_by_the_next_poll_and_drops_nothin
     checkpointer.save(manifest(2), policy, optimizer, {})  # the cause removed, it works again
     checkpointer.wait()
     assert look(tmp_path).manifest.step == 2
+
+
+def poll_to_the_end(checkpointer):
+    for _ in range(3000):
+        time.sleep(0.01)
+        checkpointer.poll()
 
 
 def count_up(base, run, ready):
