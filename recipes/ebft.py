@@ -262,7 +262,7 @@ class EBFTRecipe:
             metrics.add_parts(output.metrics)
             gap = (logprobs.rollout.detach() - rollouts.logprobs).abs()[rollouts.mask]
             metrics.add({"logprob_gap": float(gap.mean()) if gap.numel() else 0.0}, weight=gap.numel())
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])  # torchao keeps it in a tensor
         with metrics.phase("optimizer"):
             grad_norm = self.update()
         result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr}
