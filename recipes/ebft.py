@@ -23,20 +23,13 @@ from rich.console import Console
 from tqdm import tqdm
 
 from components import evaluation, training
-from components.data import TrainStream, batch_loader, collate
+from components.data import TrainStream, batch_loader
 from components.losses import TokenCounts
 from components.models import Policy, deferred_weights, materialize
 from components.report import before_after, plot_run
 from components.rollouts import duplicate_share
 from components.schedules import scheduled
-from components.types import Batch, Rewards
-
-# A resumed run may change how it is watched and saved, and the processes it is spread over (the data stream refuses a
-# batch_size with which they take other rows); everything else would make it another run.
-FREE_ON_RESUME = (
-    *("resume", "metric_logger", "log_every_n_steps", "save_every_n_steps", "keep_last"),
-    *("batch_size", "cpu_offload", "data_parallel_replicate", "timeout_minutes"),
-)
+from components.types import Batch
 
 
 class EBFTRecipe:
@@ -48,6 +41,11 @@ class EBFTRecipe:
         self.output_dir = Path(cfg.output_dir)
         self.accumulation = cfg.get("gradient_accumulation_steps", 1)
         self.steps_done = 0
+        self.interrupted = False
+        self.validated_at: int | None = None
+        self.validation_means: dict[str, float] = {}
+        # Tensors besides the policy's that training changes, for checkpoints: what a moving average would put here.
+        self.extra: dict[str, torch.Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ setup
 
@@ -56,7 +54,7 @@ class EBFTRecipe:
         cfg = self.cfg
         self.device = training.start(cfg.device, timeout_minutes=cfg.get("timeout_minutes", 30))
         training.keep_freed_memory()
-        checkpoint = self._checkpoint_to_resume()
+        checkpoint = training.find_checkpoint(cfg)
         self.rng = training.seed_everything(cfg.seed)
         rank, world = dist.get_rank(), dist.get_world_size()
 
@@ -102,6 +100,8 @@ class EBFTRecipe:
                     self.reference = training.instantiate(cfg.reference, path="reference", **known)
                 materialize(self.reference, self.device)
                 self.reference.to(self.device)
+            network: Any = getattr(self.feature_extractor, "network", None)
+            self.feature_network = network.identity() if hasattr(network, "identity") else None
 
         self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
         if "validation" in cfg and "generator" in cfg.validation:
@@ -109,7 +109,13 @@ class EBFTRecipe:
         self.reward = training.instantiate(cfg.reward, path="reward")
         self.advantage = training.instantiate(cfg.advantage, path="advantage")
         self.loss = training.instantiate(cfg.loss, path="loss")
-        self._check_parts(dataset)
+        training.check_parts(
+            generator=self.generator,
+            advantage=self.advantage,
+            loss=self.loss,
+            reference=self.reference,
+            dataset=dataset,
+        )
 
         with training.timed("sharding and optimizer"):
             training.shard(
@@ -138,89 +144,18 @@ class EBFTRecipe:
 
         self._open_output(checkpoint)
 
-    def _checkpoint_to_resume(self) -> Path | None:
-        """What ``resume`` and the output directory ask for: a checkpoint to continue, or None to start."""
-        resume, occupied = self.cfg.get("resume", "never"), self.output_dir.is_dir() and any(self.output_dir.iterdir())
-        if resume == "never" and occupied:
-            raise ValueError(
-                f"output_dir '{self.output_dir}' is not empty; go on with resume=auto, replace it with resume=overwrite, or "
-                "name another"
-            )
-        if not occupied:
-            return None
-        if not (self.output_dir / "config.yaml").is_file():
-            raise ValueError(f"output_dir '{self.output_dir}' holds something that is not a run; name another")
-        if resume == "overwrite":
-            return None
-        checkpoints = training.list_checkpoints(self.output_dir)
-        if not checkpoints:
-            return None
-        differences = [
-            line
-            for line in training.diff_configs(training.load_config(self.output_dir / "config.yaml"), self.cfg)
-            if line.split(":")[0].split(".")[0] not in FREE_ON_RESUME
-        ]
-        if differences:
-            raise ValueError(
-                f"the run in '{self.output_dir}' was started with another config ({'; '.join(differences)}); undo the "
-                "change, or name another output_dir"
-            )
-        return checkpoints[-1]
-
-    def _check_parts(self, dataset: Any) -> None:
-        """Catch what would only fail, or silently do nothing, once training runs."""
-        n = self.generator.num_samples
-        if self.generator.temperature <= 0:
-            raise ValueError(
-                "generator.temperature is 0: greedy rollouts are all alike and give no gradient; set it above 0"
-            )
-        if self.loss.uses_reference != (self.reference is not None):
-            raise ValueError(
-                "loss.kl_coef and reference are only of use together; give both (components.models.ReferencePolicy), or neither"
-            )
-        nothing = torch.zeros(1, n, 1)
-        self.advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
-        if n == 2:
-            training.say(
-                "2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one"
-            )
-        batch = collate([dataset[i] for i in range(min(len(dataset), 512))])
-        rows, L = batch.tokens.shape
-        anchors = self.generator.anchors(batch, self.generator.rollout_len)
-        if not anchors.mask.any():
-            raise ValueError(
-                f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the prefix "
-                "and rollout together; lower generator.anchors.context_len or generator.rollout_len, or use longer text"
-            )
-        training.say(
-            f"{len(dataset)} rows of {L} tokens, {anchors.mask.shape[1]} anchors a row of which "
-            f"{anchors.mask.float().mean():.0%} count, {n} samples of {self.generator.rollout_len} tokens at each"
-        )
-        ends = (anchors.positions + self.generator.rollout_len - 1).clamp(max=L - 1)
-        straddles = batch.doc_ids.gather(1, anchors.positions - 1) != batch.doc_ids.gather(1, ends)
-        if (straddles & anchors.mask).any():
-            training.say(
-                f"{straddles[anchors.mask].float().mean():.0%} of the blocks that count continue one document and are compared "
-                "with another; leave them out with generator.anchors.document_mask: true"
-            )
-
-    def _open_output(self, checkpoint: Path | None) -> None:
+    def _open_output(self, checkpoint: training.Checkpoint | None) -> None:
         """From here on the run owns ``output_dir``."""
-        if len(set(training.gather(checkpoint))) > 1:  # and until here, every rank has looked into it
+        if len(set(training.gather(checkpoint and checkpoint.path))) > 1:  # also: every rank has looked into it
             raise ValueError(f"output_dir '{self.output_dir}' differs between nodes; name one that all of them share")
+        if checkpoint is not None:
+            with training.timed(f"resuming from {checkpoint.path}"):
+                self._restore(checkpoint)
         if training.is_main():
             if self.cfg.get("resume") == "overwrite":
                 shutil.rmtree(self.output_dir, ignore_errors=True)
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.metrics_log = training.MetricsLog(self.output_dir)
-        if checkpoint is not None:
-            with training.timed(f"resuming from {checkpoint}"):
-                state = self.checkpointer.load(checkpoint, self.policy, self.optimizer)
-                self.steps_done = state["step"]
-                self.stream.load_state_dict(state["stream"])
-                self.rng.set_state(state["rng"])
-                if self.lr_scheduler is not None:
-                    self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if training.is_main():
             training.save_config(self.cfg, self.output_dir)
             self.metrics_log.truncate(self.steps_done)
@@ -231,12 +166,30 @@ class EBFTRecipe:
             for index, node in enumerate(nodes if isinstance(nodes, ListConfig) else [nodes]):
                 self.loggers.append(training.instantiate(node, path=f"metric_logger[{index}]"))
 
+    def _restore(self, checkpoint: training.Checkpoint) -> None:
+        training.check_feature_network(checkpoint, self.feature_network)
+        # A new schedule goes on as if it had been the run's from its start.
+        old_schedule = not checkpoint.new_schedule
+        state = self.checkpointer.load(
+            checkpoint.path, self.policy, self.optimizer, self.extra, hyperparameters=old_schedule
+        )
+        self.steps_done = checkpoint.manifest.step
+        self.validated_at, self.validation_means = checkpoint.manifest.validated_at, checkpoint.manifest.metrics
+        self.stream.load_state_dict(state["stream"])
+        same_ranks = len(state["rng"]) == dist.get_world_size()
+        training.set_rng_state(self.rng, state["rng"][dist.get_rank() if same_ranks else 0])
+        if self.lr_scheduler is not None and old_schedule:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        elif self.lr_scheduler is not None:
+            for _ in range(self.steps_done):
+                self.lr_scheduler.step()
+
     # ------------------------------------------------------------------------------------------------ train
 
     def train(self) -> None:
-        """Steps until ``max_steps``, with validation, logging and checkpoints in between."""
+        """Steps until ``max_steps`` or a signal, with validation, logging and checkpoints in between."""
         cfg, every = self.cfg, self.cfg.get("log_every_n_steps", 1)
-        if self.steps_done == 0 and self.validation_loader is not None:
+        if self._validation_due():
             self.validate()
         bar = tqdm(
             total=self.max_steps,
@@ -244,25 +197,30 @@ class EBFTRecipe:
             desc="ebft",
             disable=not (training.is_main() and sys.stderr.isatty()),
         )
-        while self.steps_done < self.max_steps:
-            with training.phase("data", step=self.steps_done + 1):
-                batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
-            try:
-                metrics = self.step(batches)
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this step, the "
-                    f"newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
-                ) from error
-            self.steps_done += 1
-            last = self.steps_done == self.max_steps
-            if self.steps_done % every == 0 or last:
-                self.log(metrics, bar)
-            bar.update()
-            if self.validation_loader is not None and (last or self.steps_done % cfg.validation.every_n_steps == 0):
-                self.validate()
-            if last or ("save_every_n_steps" in cfg and self.steps_done % cfg.save_every_n_steps == 0):
-                self.save()
+        with training.Interrupt() as interrupt:
+            while self.steps_done < self.max_steps and not self.interrupted:
+                with training.phase("data", step=self.steps_done + 1):
+                    batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
+                try:
+                    metrics = self.step(batches)
+                except FloatingPointError as error:
+                    raise FloatingPointError(
+                        f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this step, "
+                        f"the newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
+                    ) from error
+                self.steps_done += 1
+                last, self.interrupted = self.steps_done == self.max_steps, interrupt.agreed()
+                if self.steps_done % every == 0 or last:
+                    self.log(metrics, bar)
+                bar.update()
+                if self._validation_due() and not self.interrupted:  # it may take longer than we are given
+                    self.validate()
+                if last or self.interrupted or self.steps_done % cfg.get("save_every_n_steps", self.max_steps) == 0:
+                    self.save()
+                with training.phase("saving"):
+                    self.checkpointer.poll()
+            with training.phase("saving"):
+                self.checkpointer.wait()
         bar.close()
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
@@ -297,7 +255,7 @@ class EBFTRecipe:
             metrics.add_parts(output.metrics)
             gap = (logprobs.rollout.detach() - rollouts.logprobs).abs()[rollouts.mask]
             metrics.add({"logprob_gap": float(gap.mean()) if gap.numel() else 0.0}, weight=gap.numel())
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])  # torchao keeps it in a tensor
         with metrics.phase("optimizer"):
             grad_norm = self.update()
         result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr} | scheduled(self.loss, step)
@@ -315,6 +273,12 @@ class EBFTRecipe:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def _validation_due(self) -> bool:
+        """Before the first step, after the last and every so often; also if an interrupted run left it out."""
+        if self.validation_loader is None or self.validated_at == self.steps_done:
+            return False
+        return self.steps_done == self.max_steps or self.steps_done % self.cfg.validation.every_n_steps == 0
+
     def validate(self) -> None:
         """Measure the policy on held-out rows and keep the result row by row."""
         assert self.validation_loader is not None
@@ -329,9 +293,11 @@ class EBFTRecipe:
             seed=self.cfg.seed,
         )
         measured = evaluation.merge(training.gather(measured))
+        self.validated_at, self.validation_means = self.steps_done, {k: entry.mean() for k, entry in measured.items()}
+        self.checkpointer.check_metrics(self.validation_means)
         if training.is_main():
             evaluation.save_validation(self.output_dir, self.steps_done, measured)
-            means = {f"validation/{name}": entry.mean() for name, entry in measured.items()}
+            means = {f"validation/{name}": mean for name, mean in self.validation_means.items()}
             for logger in self.loggers:
                 logger.log_dict(means, step=self.steps_done)
             shown = (name for name in ("cross_entropy", "feature_matching_loss") if name in measured)
@@ -362,24 +328,34 @@ class EBFTRecipe:
 
     def save(self) -> None:
         """A checkpoint from which the run goes on exactly, and whose weights transformers loads."""
+        manifest = training.Manifest(
+            step=self.steps_done,
+            config=training.plain_values(self.cfg),
+            world_size=dist.get_world_size(),
+            feature_network=self.feature_network,
+            validated_at=self.validated_at,
+            metrics=self.validation_means,
+        )
         state = {
             "stream": self.stream.state_dict(),
-            "rng": self.rng.get_state(),  # the same on all ranks
+            "rng": training.gather(training.rng_state(self.rng)),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
         }
         with training.phase("saving"):
-            path = self.checkpointer.save(self.steps_done, self.policy, self.optimizer, state)
-        training.say(f"saved {path}")
+            self.checkpointer.save(manifest, self.policy, self.optimizer, state, self.extra)
 
     def cleanup(self) -> None:
-        """Plots, the table of what changed, and where everything is."""
+        """Plots, the table of what changed, and where everything is; of an interrupted run, how to go on."""
         if training.is_main():
             for logger in self.loggers:
                 logger.close()
-            plots = plot_run(self.output_dir)
-            if len(evaluation.load_validations(self.output_dir)) > 1:
-                Console().print(before_after(self.output_dir))
-            training.say(f"plots: {', '.join(map(str, plots))}")
+            if self.interrupted:
+                training.say(f"stopped after step {self.steps_done}; go on with: {training.resume_command(self.cfg)}")
+            else:
+                plots = plot_run(self.output_dir)
+                if len(evaluation.load_validations(self.output_dir)) > 1:
+                    Console().print(before_after(self.output_dir))
+                training.say(f"plots: {', '.join(map(str, plots))}")
             training.say(f"checkpoint: {training.list_checkpoints(self.output_dir)[-1]}")
         training.stop()
 
@@ -392,15 +368,15 @@ def _total_counts(counts: list[TokenCounts]) -> TokenCounts:
 
 def main() -> int:
     """Run the recipe; what a user can mend is said in one sentence, without a traceback, and by one process."""
-    mistake: type[Exception] = ValueError
+    mistakes: tuple[type[Exception], ...] = (ValueError,)
     try:
         recipe = EBFTRecipe(training.parse_args())
         recipe.setup()
-        mistake = FloatingPointError
+        mistakes = (FloatingPointError, training.CheckpointError)
         recipe.train()
         recipe.cleanup()
     except Exception as error:
-        return training.fail(f"error: {error}" if isinstance(error, mistake) else traceback.format_exc())
+        return training.fail(f"error: {error}" if isinstance(error, mistakes) else traceback.format_exc())
     return 0
 
 

@@ -5,6 +5,7 @@ head. It never trains.
 """
 
 import copy
+import hashlib
 from typing import Protocol
 
 import torch
@@ -47,6 +48,17 @@ class FrozenNetwork(nn.Module):
         self.decoder.requires_grad_(False).eval()
         install(self.decoder)
         self.num_layers = len(self.decoder.layers)
+        self._identity: str | None = None
+
+    def identity(self) -> str:
+        """A name for the weights that are read: equal if and only if they are, bit for bit. Hashed once."""
+        if self._identity is None:
+            digest = hashlib.sha256()
+            for name, value in self.decoder.state_dict().items():
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            self._identity = f"FrozenNetwork {digest.hexdigest()[:16]}"
+        return self._identity
 
     def keep_layers(self, depth: int) -> None:
         """Cut the network after layer ``depth``, unless it keeps its head; ``num_layers`` still tells how deep it was."""

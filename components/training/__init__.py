@@ -1,12 +1,14 @@
 """What recipes share: configuration, processes, checkpoints, schedules, metrics."""
 
-from components.training.checkpoint import HFCheckpointer, list_checkpoints
-from components.training.config import check_keys, diff_configs, load_config, parse_args, save_config
+from components.training.checkpoint import CheckpointError, HFCheckpointer
+from components.training.config import check_keys, diff_configs, load_config, parse_args, plain_values, save_config
 from components.training.distributed import (
     clip_grad_norm,
     gather,
     is_main,
+    rng_state,
     seed_everything,
+    set_rng_state,
     shard,
     start,
     stop,
@@ -14,23 +16,34 @@ from components.training.distributed import (
     total,
 )
 from components.training.instantiate import accepts, instantiate, validate_config
+from components.training.interrupt import Interrupt, resume_command
+from components.training.manifest import Manifest, list_checkpoints
 from components.training.memory import keep_freed_memory, peak_memory_gib
 from components.training.messages import say, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
+from components.training.preflight import check_parts
+from components.training.resuming import Checkpoint, check_feature_network, find_checkpoint
 from components.training.schedules import warmup_then
 from components.training.schema import check_recipe
 from components.training.watchdog import fail, phase, phases
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "HFCheckpointer",
+    "Interrupt",
+    "Manifest",
     "MetricsLog",
     "StepMetrics",
     "accepts",
+    "check_feature_network",
     "check_keys",
+    "check_parts",
     "check_recipe",
     "clip_grad_norm",
     "diff_configs",
     "fail",
+    "find_checkpoint",
     "gather",
     "instantiate",
     "is_main",
@@ -41,10 +54,14 @@ __all__ = [
     "peak_memory_gib",
     "phase",
     "phases",
+    "plain_values",
     "read_metrics",
+    "resume_command",
+    "rng_state",
     "save_config",
     "say",
     "seed_everything",
+    "set_rng_state",
     "shard",
     "start",
     "stop",

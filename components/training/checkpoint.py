@@ -1,16 +1,26 @@
-"""Checkpoints: a Hugging Face model directory that transformers loads, with the training state beside the weights.
+"""Checkpoints: all that a run needs to go on exactly, beside a Hugging Face model directory that transformers loads.
 
-A checkpoint is written under a hidden name and renamed when it is complete, so whatever has the name ``step_N`` is whole.
+``step_N/state/`` holds trained weights and optimizer state in the format of ``torch.distributed.checkpoint`` (DCP): each
+rank writes its own shards, and another number of ranks can read them. ``training_state.pt`` holds what the recipe adds,
+``model.safetensors`` the weights in ``save_dtype``, ``checkpoint.json`` (``components.training.manifest``) whose they are.
+All is written under a hidden name and renamed when it is complete, so whatever has the name ``step_N`` is whole.
 """
 
+import copy
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -18,114 +28,290 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
-from components.models import Policy, from_hf, parse_dtype, read_config, read_weights, to_hf
-from components.training.distributed import is_main
+from components.models import Policy, build_decoder, from_hf, parse_dtype, read_config, read_weights, to_hf
+from components.training.distributed import gather, is_main, total
+from components.training.manifest import (
+    Manifest,
+    expendable,
+    list_checkpoints,
+    remove,
+    step_name,
+    sync,
+    write_manifest,
+)
+from components.training.messages import say
 
 _STATE = "training_state.pt"
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_LOAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # strict would miss the frozen ones
 # What makes a directory of weights a model: everything of the base checkpoint that is small and not weights.
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written, or the best not be told, as asked; checkpoints before it are whole."""
 
 
 class HFCheckpointer:
     """Saves and restores a run.
 
+    A save stops training only for a copy of the local shards; a thread writes them while training goes on. Ranks agree
+    on the layout of the files inside DCP, in that thread, over a gloo group that nothing else uses: each thread makes
+    the same calls in the same order whatever the main threads do, so they cannot wait for one another in a circle.
+    Whether a save is done, and how it ended, the main threads agree on between steps (:meth:`poll`): no rank goes on
+    where another stops. At most one save is in flight.
+
     Args:
         checkpoint_dir: the Hugging Face directory the policy came from; its configuration and tokenizer files are copied.
         output_dir: where ``step_N`` directories go.
-        keep_last: how many of them are kept.
-        save_dtype: of the saved weights; below fp32, what resumes is no longer exactly what was saved.
+        keep_last: how many of the newest are kept.
+        keep_best: a metric of validation; the best checkpoint that was validated at its very step is kept as well.
+        best_is: whether the ``"lowest"`` or the ``"highest"`` value of ``keep_best`` is the best.
+        save_dtype: of ``model.safetensors``; what resumes is exact whatever it is.
+        asynchronous: False writes in the foreground: slower, and with no second copy of weights and optimizer state.
 
     Raises:
-        ValueError: no checkpoint in ``checkpoint_dir``, or ``keep_last`` below 1.
+        ValueError: no checkpoint in ``checkpoint_dir``, ``keep_last`` below 1, or one of ``keep_best`` and ``best_is``
+            without the other.
     """
 
-    def __init__(self, *, checkpoint_dir: str, output_dir: str, keep_last: int = 1, save_dtype: str = "fp32") -> None:
+    def __init__(
+        self,
+        *,
+        checkpoint_dir: str,
+        output_dir: str,
+        keep_last: int = 1,
+        keep_best: str | None = None,
+        best_is: Literal["lowest", "highest"] | None = None,
+        save_dtype: str = "fp32",
+        asynchronous: bool = True,
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; keep at least 1 checkpoint")
+        if (keep_best is None) != (best_is is None):
+            raise ValueError(
+                f"keep_best is {keep_best!r} and best_is {best_is!r}; give both (keep_best: cross_entropy, best_is: lowest) "
+                "or neither"
+            )
         self.checkpoint_dir = Path(checkpoint_dir)
         self.config = read_config(checkpoint_dir)
         self.output_dir = Path(output_dir)
-        self.keep_last = keep_last
+        self.keep_last, self.keep_best, self.best_is = keep_last, keep_best, best_is
         self.dtype = parse_dtype(save_dtype)
+        self.asynchronous = asynchronous
+        self._group = dist.new_group(backend="gloo")
+        self._rank_0 = dist.new_group([0], backend="gloo")  # reads what all have written
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saving: tuple[int, Future[None]] | None = None
 
-    def save(self, step: int, policy: Policy, optimizer: Optimizer, state: dict[str, Any]) -> Path:
-        """Write checkpoint ``step_N``, then drop the oldest beyond ``keep_last``. Collective; rank 0 writes.
+    def check_metrics(self, measured: dict[str, float]) -> None:
+        """Refuse a ``keep_best`` that validation does not measure.
+
+        Raises:
+            CheckpointError: with the names there are.
+        """
+        if self.keep_best is not None and self.keep_best not in measured:
+            raise CheckpointError(
+                f"checkpointer.keep_best is {self.keep_best!r}, which validation does not measure; choose from "
+                f"{', '.join(sorted(measured))}"
+            )
+
+    def save(
+        self,
+        manifest: Manifest,
+        policy: Policy,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+        extra: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Write checkpoint ``step_N``, then drop those that need not be kept. Collective; waits for the save before.
 
         Args:
-            step: optimizer steps done.
-            policy: sharded or not.
-            optimizer: its state is saved in full.
-            state: whatever else the recipe needs to go on exactly, as ``torch.save`` takes it.
+            manifest: whose checkpoint it is, and of which step.
+            policy: sharded or not; parameters that need no gradient are not saved.
+            optimizer: of the policy.
+            state: what else the recipe needs to go on exactly, as ``torch.load(weights_only=True)`` reads it; rank 0's.
+            extra: further tensors that training changes, sharded or not.
 
         Raises:
             FloatingPointError: a weight is not finite; what was saved before stays.
+            CheckpointError: this save (if not ``asynchronous``) or the one before failed.
         """
-        weights: dict[str, Any] = get_model_state_dict(policy, options=_FULL)
-        optimizer_state = get_optimizer_state_dict(policy, optimizer, options=_FULL)
-        final = self.output_dir / f"step_{step:06d}"
-        if is_main():
-            broken = [name for name, value in weights.items() if not value.isfinite().all()]
-            if broken:
-                raise FloatingPointError(
-                    f"{broken[0]} is not finite after step {step}: nothing was saved, the newest checkpoint in "
-                    f"'{self.output_dir}' is good; lower optimizer.lr or set clip_grad_norm"
-                )
-            partial = self.output_dir / f".{final.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self._write_model(partial, weights)
-            torch.save({"step": step, "optimizer": optimizer_state, **state}, partial / _STATE)
-            for file in partial.iterdir():
-                _sync(file)
-            if final.exists():  # the same step of an earlier attempt; it is replaced, never mixed
-                shutil.rmtree(final)
-            os.replace(partial, final)
-            _sync(self.output_dir)
-            for old in list_checkpoints(self.output_dir)[: -self.keep_last]:
-                shutil.rmtree(old)
-        return final
+        self.wait()
+        if broken := next((name for name in gather(_not_finite(policy)) if name), None):
+            raise FloatingPointError(
+                f"{broken} is not finite after step {manifest.step}: nothing was saved, the newest checkpoint in "
+                f"'{self.output_dir}' is good; lower optimizer.lr or set clip_grad_norm"
+            )
+        partial = self.output_dir / f".{step_name(manifest.step)}.partial"
+        # Also a barrier: no rank writes before rank 0 has made room.
+        if reason := gather(_make_room(partial) if is_main() else None)[0]:
+            raise self._save_error(manifest.step, reason)
+        tensors = _tensors(policy, optimizer, extra)
+        copied = tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=self.asynchronous), tensors)
+        job = self._writer.submit(self._write, partial, manifest, copied, copy.deepcopy(state))
+        self._saving = (manifest.step, job)
+        if not self.asynchronous:
+            self.wait()
 
-    def load(self, path: Path, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
-        """Restore ``policy`` and ``optimizer`` in place from a checkpoint and return the state saved with it. Collective.
+    def poll(self) -> None:
+        """Take note of a save that is done on all ranks. Collective; to be called between steps.
 
         Raises:
-            ValueError: a checkpoint that cannot be read.
+            CheckpointError: it failed, on any rank.
         """
+        if self._saving is not None:
+            done = torch.tensor(int(self._saving[1].done()))
+            if total(done) == dist.get_world_size():
+                self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in flight, if there is one. Collective.
+
+        Raises:
+            CheckpointError: it failed, on any rank.
+        """
+        if self._saving is None:
+            return
+        step, job = self._saving
+        error = job.exception()
+        self._saving = None
+        if reason := next((reason for reason in gather(error and _reason(error)) if reason), None):
+            raise self._save_error(step, reason) from error
+        say(f"saved {self.output_dir / step_name(step)}")
+
+    def load(
+        self,
+        checkpoint: Path,
+        policy: Policy,
+        optimizer: Optimizer,
+        extra: dict[str, Tensor] | None = None,
+        *,
+        hyperparameters: bool = True,
+    ) -> dict[str, Any]:
+        """Restore ``policy``, ``optimizer`` and the tensors of ``extra`` in place; the state saved with them. Collective.
+
+        Args:
+            checkpoint: written by any number of ranks.
+            policy: built as the saved one was; what it does not train stays as it is.
+            optimizer: of the policy.
+            extra: as in :meth:`save`.
+            hyperparameters: whether learning rate, betas and the like come from the checkpoint as well.
+
+        Raises:
+            ValueError: the checkpoint cannot be read, or is of another model or optimizer.
+        """
+        own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        tensors = _tensors(policy, optimizer, extra)
         try:
-            state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises what the damage happens to hit
+            dcp.load(tensors, checkpoint_id=checkpoint / "state", process_group=self._group)
+            state = torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)
+        except (Exception, CheckpointException) as error:
             raise ValueError(
-                f"{path / _STATE} cannot be read ({error}); remove that directory to resume earlier"
+                f"{checkpoint / 'state'} does not fit model and optimizer ({_reason(error)}); undo their change, or start "
+                "again with resume=overwrite"
             ) from error
-        weights = from_hf(read_weights(path), self.config)
-        set_model_state_dict(policy, {f"decoder.{name}": value for name, value in weights.items()}, options=_LOAD)
-        set_optimizer_state_dict(policy, optimizer, state.pop("optimizer"), options=_LOAD)
+        set_model_state_dict(policy, tensors["policy"], options=_TRAINED)
+        set_optimizer_state_dict(policy, optimizer, tensors["optimizer"], options=_TRAINED)
+        if not hyperparameters:
+            for group, values in zip(optimizer.param_groups, own, strict=True):
+                group.update(values)
         return state
 
-    def _write_model(self, directory: Path, weights: dict[str, torch.Tensor]) -> None:
+    def _write(self, partial: Path, manifest: Manifest, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """In the writer's thread. Behind DCP's last collective call only rank 0 has work to do."""
+        dcp.save(tensors, checkpoint_id=partial / "state", process_group=self._group)
+        if not is_main():
+            return
+        self._write_model(partial, _read_policy(partial / "state", self._rank_0))
+        torch.save(state, partial / _STATE)
+        write_manifest(partial, manifest)
+        os.replace(partial, self.output_dir / step_name(manifest.step))
+        sync(self.output_dir)
+        for old in expendable(
+            list_checkpoints(self.output_dir),
+            keep_last=self.keep_last,
+            keep_best=self.keep_best,
+            best_is=self.best_is,
+        ):
+            remove(old)
+
+    def _write_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        """The files that transformers reads.
+
+        Args:
+            directory: of the checkpoint.
+            weights: all that is trained, in full, by the decoder's names.
+        """
         for pattern in _COMPANIONS:
             for file in self.checkpoint_dir.glob(pattern):
                 if not file.name.endswith(".index.json"):
                     shutil.copyfile(file, directory / file.name)
         config = self.config | {"torch_dtype": str(self.dtype).removeprefix("torch.")}
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        named = {name.removeprefix("decoder."): value.to(self.dtype) for name, value in weights.items()}
+        with torch.device("meta"):
+            names = build_decoder(self.config).state_dict().keys()
+        if names - weights.keys():  # what is not trained is what it was
+            weights = from_hf(read_weights(self.checkpoint_dir), self.config) | weights
+        named = {name: value.to(self.dtype) for name, value in weights.items()}
         save_file(to_hf(named, self.config), directory / "model.safetensors", metadata={"format": "pt"})
         # safetensors lets only the owner read what it writes; who may read the rest may read the weights.
         (directory / "model.safetensors").chmod((directory / "config.json").stat().st_mode)
 
+    def _save_error(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to '{self.output_dir}' ({reason}); those before it are whole: "
+            "remove the cause and run the same command with resume=auto"
+        )
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(path for path in Path(output_dir).glob("step_*") if (path / _STATE).is_file())
+
+def _make_room(partial: Path) -> str | None:
+    """An empty directory, and nothing left of saves that were killed; what prevents it, or None."""
+    try:
+        for stale in partial.parent.glob(".step_*.partial"):
+            shutil.rmtree(stale)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        return _reason(error)
+    return None
 
 
-def _sync(path: Path) -> None:
-    """Make sure a file or directory survives a power cut before anything is renamed onto it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def _tensors(policy: Policy, optimizer: Optimizer, extra: dict[str, Tensor] | None) -> dict[str, Any]:
+    """What DCP saves and loads: views of what is trained, not copies."""
+    return {
+        "policy": get_model_state_dict(policy, options=_TRAINED),
+        "optimizer": get_optimizer_state_dict(policy, optimizer, options=_TRAINED),
+        "extra": extra or {},
+    }
+
+
+def _read_policy(directory: Path, alone: dist.ProcessGroup) -> dict[str, Tensor]:
+    """The policy's trained weights in full, by the decoder's names, from what all ranks wrote."""
+    saved = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    prefix = "policy.decoder."
+    weights = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(weights, checkpoint_id=directory, process_group=alone)
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
+
+
+def _not_finite(policy: Policy) -> str | None:
+    """The name of a trained weight of which this rank's shard is not finite. One pass over memory, without a copy."""
+    for name, parameter in policy.named_parameters():
+        local = (parameter.to_local() if isinstance(parameter, DTensor) else parameter).detach()
+        if parameter.requires_grad and local.numel() and not torch.stack(local.aminmax()).isfinite().all():
+            return name
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line; of a failure on several ranks, the first."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -84,6 +84,29 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def rng_state(rollouts: torch.Generator) -> dict[str, Any]:
+    """Where all that :func:`seed_everything` seeded stands on this rank, as ``torch.load(weights_only=True)`` reads it."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "rollouts": rollouts.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+    }
+
+
+def set_rng_state(rollouts: torch.Generator, state: dict[str, Any]) -> None:
+    """Go on where ``state`` was taken."""
+    rollouts.set_state(state["rollouts"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+
+
 def shard(
     policy: Policy,
     device: torch.device,

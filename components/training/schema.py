@@ -5,7 +5,7 @@ Nodes with ``_component_`` are checked against the component's own signature (``
 
 import math
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from components.training.config import check_keys
 from components.training.instantiate import validate_config
@@ -43,6 +43,7 @@ OPTIONAL = (
     "save_every_n_steps",
     "keep_last",
     "resume",
+    "resume_with_changes",
     "metric_logger",
     "log_every_n_steps",
 )
@@ -92,6 +93,9 @@ def check_recipe(cfg: DictConfig) -> None:
     minutes = cfg.get("timeout_minutes", 30)
     if type(minutes) not in (int, float) or not 0 < minutes < math.inf:
         raise ValueError(f"timeout_minutes is {minutes!r}; give a number above 0")
+    changes = cfg.get("resume_with_changes", ListConfig([]))
+    if not isinstance(changes, ListConfig) or not all(type(key) is str for key in changes):
+        raise ValueError(f"resume_with_changes is {changes!r}; list dotted keys, such as [optimizer.lr, max_steps]")
     if type(cfg.output_dir) is not str or not cfg.output_dir:
         raise ValueError(f"output_dir is {cfg.output_dir!r}; name a directory")
     if "validation" in cfg:
@@ -100,6 +104,8 @@ def check_recipe(cfg: DictConfig) -> None:
         for key in ("every_n_steps", "batch_size"):
             _check_count(cfg.validation, key, f"validation.{key}")
     validate_config(cfg)
+    if cfg.checkpointer.get("keep_best") is not None and "validation" not in cfg:
+        raise ValueError("checkpointer.keep_best needs validation, which measures it; add the key validation")
 
 
 def _check_count(cfg: DictConfig, key: str, path: str) -> None:

@@ -182,6 +182,7 @@ def test_weights_that_are_not_numbers_stop_the_run_and_keep_the_checkpoint(overr
 
     def step_after_a_disaster(batches):
         if recipe.steps_done == 2:
+            recipe.checkpointer.wait()
             checkpoints.append((tmp_path / "run" / "step_000002" / "model.safetensors").read_bytes())
             with torch.no_grad():
                 next(recipe.policy.parameters()).fill_(torch.nan)
@@ -198,6 +199,7 @@ def test_weights_that_are_not_numbers_stop_the_run_and_keep_the_checkpoint(overr
 def test_weights_that_are_not_numbers_are_not_saved(overrides, tmp_path):  # noqa: F811
     recipe = build(overrides)
     recipe.save()
+    recipe.checkpointer.wait()
     recipe.steps_done = 1
     with torch.no_grad():
         next(recipe.policy.parameters()).fill_(torch.inf)
@@ -215,15 +217,6 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(overrides):  # noqa: F8
         recipe.train()
     after = [parameter.full_tensor() for parameter in recipe.policy.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
-
-
-def test_a_damaged_checkpoint_is_not_resumed(overrides, tmp_path, capsys, monkeypatch):  # noqa: F811
-    train([*overrides, "max_steps=2"])
-    stop()
-    state = tmp_path / "run" / "step_000002" / "training_state.pt"
-    state.write_bytes(state.read_bytes()[:200])
-    settings = [*overrides, "max_steps=2"]
-    assert "training_state.pt cannot be read" in refused(settings, capsys, monkeypatch)
 
 
 def test_an_unknown_corpus_column_is_answered_with_those_there_are(overrides, tmp_path, capsys, monkeypatch):  # noqa: F811

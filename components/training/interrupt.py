@@ -1,0 +1,47 @@
+"""SIGTERM and SIGINT as a wish to stop that is granted between two steps, on all ranks at once."""
+
+import os
+import shlex
+import signal
+import sys
+from types import FrameType
+
+import torch
+from omegaconf import DictConfig
+
+from components.training.distributed import is_main, total
+
+
+class Interrupt:
+    """Inside ``with Interrupt() as interrupt:`` the first SIGTERM or SIGINT is only noted; a SIGINT after it ends the process.
+
+    A signal that reaches one rank stops all: the others learn of it by :meth:`agreed`. torchrun passes on what it gets,
+    and kills workers that run for longer than ``--shutdown_timeout`` (or ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, 30 s) after that.
+    """
+
+    def __enter__(self) -> "Interrupt":
+        self._noted = False
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. Collective; to be called between steps."""
+        return bool(total(torch.tensor(int(self._noted))))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self._noted and is_main():
+            # Not the logger: it may hold its lock at this very moment.
+            name = signal.Signals(number).name
+            os.write(2, f"{name}: stopping after this step, with a checkpoint; Ctrl-C stops at once\n".encode())
+        self._noted = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def resume_command(cfg: DictConfig) -> str:
+    """The command line that goes on with this run."""
+    words = ["tune", "run", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), *sys.argv]
+    return shlex.join(words if cfg.get("resume") == "auto" else [*words, "resume=auto"])
