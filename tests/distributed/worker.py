@@ -86,6 +86,11 @@ def overrides(directory, out, name):
     ]
 
 
+def whole(value):
+    """A copy of a tensor, gathered if it is sharded (in a group of one it may not be)."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+
+
 class RecordedRecipe(EBFTRecipe):
     """The recipe, keeping the gradient of every step and what its generator draws."""
 
@@ -107,7 +112,7 @@ class RecordedRecipe(EBFTRecipe):
 
     def update(self):
         named = ((name, p.grad) for name, p in self.policy.named_parameters() if p.grad is not None)
-        self.gradients.append({name: gradient.full_tensor().clone() for name, gradient in named})
+        self.gradients.append({name: whole(gradient) for name, gradient in named})
         return super().update()
 
 
@@ -122,7 +127,7 @@ def train(directory, out, name):
         "log": training.read_metrics(recipe.output_dir),
         "validations": {step: {key: vars(m) for key, m in row.items()} for step, row in validations.items()},
         "gradients": recipe.gradients,
-        "weights": {name: value.full_tensor().clone() for name, value in recipe.policy.state_dict().items()},
+        "weights": {name: whole(value) for name, value in recipe.policy.state_dict().items()},
         "tokens": rows.unflatten(0, (-1, ROWS)),
     }
 
