@@ -20,32 +20,55 @@ def chunks(rows: int, vocab_size: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-class TokenLogprobs(torch.autograd.Function):
-    """``log_softmax(hidden @ weight.T)`` at some tokens: ``[R, m]`` float32 from ``[R, width]``, ``[V, width]``, ``[R, m]``.
+def token_logprobs(weight: Tensor, *groups: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """``log_softmax(hidden @ weight.T)`` at some tokens, for several groups of rows that share a head.
 
     Everything is float32, whatever the model computes in: a product in bfloat16 would leave a log-prob 8 bits.
+
+    Args:
+        weight: ``[V, width]``.
+        groups: pairs of ``hidden`` ``[R, width]`` and ``tokens`` ``[R, m]`` long.
+
+    Returns:
+        ``[R, m]`` float32 for each group.
     """
+    return _TokenLogprobs.apply(weight, *(tensor for group in groups for tensor in group))
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight, *flat)
+        ctx.set_materialize_grads(False)
+        wide, outs = weight.float(), []
+        for hidden, tokens in zip(flat[::2], flat[1::2], strict=True):
+            out = torch.empty(tokens.shape, dtype=torch.float32, device=hidden.device)
+            for rows in chunks(len(hidden), len(weight)):
+                out[rows] = (hidden[rows].float() @ wide.T).log_softmax(dim=-1).gather(1, tokens[rows])
+            outs.append(out)
+        return tuple(outs)
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, weight, tokens)
-        wide, out = weight.float(), torch.empty(tokens.shape, dtype=torch.float32, device=hidden.device)
-        for rows in chunks(len(hidden), len(weight)):
-            out[rows] = (hidden[rows].float() @ wide.T).log_softmax(dim=-1).gather(1, tokens[rows])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, weight, tokens = ctx.saved_tensors
-        wide = weight.float()
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(wide) if ctx.needs_input_grad[1] else None
-        for rows in chunks(len(hidden), len(weight)):
-            h, g = hidden[rows].float(), grad[rows]
-            d_logits = (h @ wide.T).softmax(dim=-1).mul_(-g.sum(dim=-1, keepdim=True)).scatter_add_(1, tokens[rows], g)
-            if grad_hidden is not None:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, *flat = ctx.saved_tensors
+        wide, grad_weight = weight.float(), None
+        grad_flat: list[Tensor | None] = []
+        for hidden, tokens, grad in zip(flat[::2], flat[1::2], grads, strict=True):
+            grad_flat += [None, None]
+            if grad is None:
+                continue
+            grad_flat[-2] = grad_hidden = torch.zeros_like(hidden)
+            # Blocks that do not count, or whose advantage is 0, have nothing to say.
+            active = grad.any(dim=-1).nonzero()[:, 0]
+            for part in chunks(len(active), len(weight)):
+                rows = active[part]
+                h, g = hidden[rows].float(), grad[rows]
+                d_logits = (h @ wide.T).softmax(dim=-1)
+                d_logits.mul_(-g.sum(dim=-1, keepdim=True)).scatter_add_(1, tokens[rows], g)
                 grad_hidden[rows] = (d_logits @ wide).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight.addmm_(d_logits.T, h)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
+                if not ctx.needs_input_grad[0]:
+                    continue
+                grad_weight = d_logits.T @ h if grad_weight is None else grad_weight.addmm_(d_logits.T, h)
+        if grad_weight is None and ctx.needs_input_grad[0]:
+            grad_weight = torch.zeros_like(wide)
+        return None if grad_weight is None else grad_weight.to(weight.dtype), *grad_flat

@@ -24,7 +24,7 @@ from components.blocks import (
     install,
 )
 from components.models.decoder import hidden_states
-from components.models.head import TokenLogprobs, chunks
+from components.models.head import chunks, token_logprobs
 from components.types import Batch, Logprobs, Rollouts
 
 # Draws tokens [R, m] and their log-probs [R, m] from logits [R, V], with one uniform number [R, m] per draw.
@@ -72,15 +72,18 @@ class Policy(nn.Module):
         h = self._hidden(
             layout.pack(batch.tokens, rollouts.tokens[..., :-1]), layout.positions(), PackedAttention(layout)
         )
-        first = self._logprobs(
-            _gather(h, rollouts.anchors - 1), rollouts.tokens[..., 0].transpose(1, 2), temperature
+        # A block's first token is predicted by its prefix, once for all samples; the others in the block.
+        first = (
+            _gather(h, rollouts.anchors - 1).float() / temperature,
+            rollouts.tokens[..., 0].transpose(1, 2),
         )  # [B, K, n]
-        later = self._logprobs(layout.unpack(h), rollouts.tokens[..., 1:, None], temperature)[..., 0]
-        target = None
+        later = layout.unpack(h).float() / temperature, rollouts.tokens[..., 1:, None]
+        groups = [first, later]
         if with_target:
-            # A copy: FSDP hooks its backward onto what forward returns, and warns of views.
-            target = self._logprobs(h[:, : layout.prompt_len - 1], batch.tokens[:, 1:, None], 1.0)[..., 0].clone()
-        return Logprobs(rollout=torch.cat((first.transpose(1, 2)[..., None], later), dim=-1), target=target)
+            groups.append((h[:, : layout.prompt_len - 1], batch.tokens[:, 1:, None]))
+        logprobs = self._logprobs(groups)
+        rollout = torch.cat((logprobs[0].transpose(1, 2)[..., None], logprobs[1][..., 0]), dim=-1)
+        return Logprobs(rollout=rollout, target=logprobs[2][..., 0].clone() if with_target else None)
 
     @torch.no_grad()
     def prefill(self, batch: Batch, layout: PackedLayout, cache: KVCache, uniforms: Tensor, draw: Draw) -> Drawn:
@@ -156,19 +159,24 @@ class Policy(nn.Module):
         head = self._head()
         return self.decoder.output(hidden).float() if head is None else F.linear(hidden.float(), head.float())
 
-    def _logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        """Log-probs ``[..., m]`` float32 of ``tokens`` ``[..., m]`` given ``hidden`` ``[..., width]``."""
-        if tokens.numel() == 0:
-            return hidden.new_zeros(tokens.shape, dtype=torch.float32)
-        rows, flat, head = hidden.flatten(0, -2), tokens.flatten(0, -2), self._head()
+    def _logprobs(self, groups: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Log-probs ``[..., m]`` float32 of ``tokens`` ``[..., m]`` given ``hidden`` ``[..., width]``, for pairs of the two."""
+        rows = [(hidden.flatten(0, -2), tokens.flatten(0, -2)) for hidden, tokens in groups]
+        head = self._head()
         if head is not None:
-            return TokenLogprobs.apply(rows.float() / temperature, head, flat).view(tokens.shape)
+            flat = token_logprobs(head, *rows)
+        else:
+            flat = tuple(self._checkpointed_logprobs(hidden, tokens) for hidden, tokens in rows)
+        return [logprobs.view(tokens.shape) for logprobs, (_, tokens) in zip(flat, groups, strict=True)]
+
+    def _checkpointed_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """What ``token_logprobs`` does, for a head that is a module of its own."""
 
         def chunk(hidden: Tensor, tokens: Tensor) -> Tensor:
-            return (self._logits(hidden) / temperature).log_softmax(dim=-1).gather(1, tokens)
+            return self._logits(hidden).log_softmax(dim=-1).gather(1, tokens)
 
-        parts = [checkpoint(chunk, rows[r], flat[r], use_reentrant=False) for r in self._chunks(len(rows))]
-        return torch.cat(parts).view(tokens.shape)
+        parts = [checkpoint(chunk, hidden[r], tokens[r], use_reentrant=False) for r in self._chunks(len(hidden))]
+        return torch.cat(parts) if parts else hidden.new_zeros(tokens.shape, dtype=torch.float32)
 
     def _draw(self, hidden: Tensor, uniforms: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """``draw`` over rows ``hidden`` ``[..., width]`` and ``uniforms`` ``[..., m]``, in chunks."""
