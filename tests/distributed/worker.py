@@ -20,7 +20,7 @@ from components.blocks import StridedAnchors
 from components.models import Policy
 from components.rollouts import BlockParallelGenerator
 from recipes.ebft import EBFTRecipe
-from tests.tiny import tiny_batch, tiny_decoder
+from tests.tiny import tiny_batch, tiny_decoder, whole
 
 ROOT = Path(__file__).parents[2]
 ROWS = 4  # of a step, over all ranks and micro-batches
@@ -84,11 +84,6 @@ def overrides(directory, out, name):
         *case.settings,
         *(() if world_size == 1 else case.spread),
     ]
-
-
-def whole(value):
-    """A copy of a tensor, gathered if it is sharded (in a group of one it may not be)."""
-    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
 
 
 class RecordedRecipe(EBFTRecipe):
