@@ -38,10 +38,10 @@ class DuringBackward(PolicyGradientLoss):
         super().__init__(**options)
         self.send = Sender(at)
 
-    def __call__(self, logprobs, *args):
+    def __call__(self, logprobs, *args, **keywords):
         if logprobs.rollout.requires_grad:
             logprobs.rollout.register_hook(lambda grad: self.send())
-        return super().__call__(logprobs, *args)
+        return super().__call__(logprobs, *args, **keywords)
 
 
 class DuringSaving(HFCheckpointer):
