@@ -1,6 +1,7 @@
 """Tiny models and batches, built in process, and the slow obvious twins of what the package does fast."""
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from components.blocks import StridedAnchors
 from components.models import build_decoder
@@ -92,3 +93,8 @@ def target_row_by_row(decoder, batch):
             logprobs = decoder(row[None])[0, :-1].log_softmax(dim=-1)
             out[b, index[1:] - 1] = logprobs.gather(1, row[1:, None])[:, 0]
     return out
+
+
+def whole(value):
+    """A copy of a tensor, gathered if it is sharded."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()

@@ -20,7 +20,7 @@ from components.blocks import StridedAnchors
 from components.models import Policy
 from components.rollouts import BlockParallelGenerator
 from recipes.ebft import EBFTRecipe
-from tests.tiny import tiny_batch, tiny_decoder
+from tests.tiny import tiny_batch, tiny_decoder, whole
 
 ROOT = Path(__file__).parents[2]
 ROWS = 4  # of a step, over all ranks and micro-batches
@@ -107,7 +107,7 @@ class RecordedRecipe(EBFTRecipe):
 
     def update(self):
         named = ((name, p.grad) for name, p in self.policy.named_parameters() if p.grad is not None)
-        self.gradients.append({name: gradient.full_tensor().clone() for name, gradient in named})
+        self.gradients.append({name: whole(gradient) for name, gradient in named})
         return super().update()
 
 
@@ -122,7 +122,7 @@ def train(directory, out, name):
         "log": training.read_metrics(recipe.output_dir),
         "validations": {step: {key: vars(m) for key, m in row.items()} for step, row in validations.items()},
         "gradients": recipe.gradients,
-        "weights": {name: value.full_tensor().clone() for name, value in recipe.policy.state_dict().items()},
+        "weights": {name: whole(value) for name, value in recipe.policy.state_dict().items()},
         "tokens": rows.unflatten(0, (-1, ROWS)),
     }
 

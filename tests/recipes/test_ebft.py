@@ -15,6 +15,7 @@ from components.models import load_decoder
 from components.training import load_config, read_metrics, stop
 from recipes.ebft import EBFTRecipe
 from tests.checkpoints import write_checkpoint, write_corpus
+from tests.tiny import whole
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -55,7 +56,7 @@ def train(overrides):
     recipe = build(overrides)
     try:
         recipe.train()
-        weights = {name: value.full_tensor().clone() for name, value in recipe.policy.state_dict().items()}
+        weights = {name: whole(value) for name, value in recipe.policy.state_dict().items()}
         recipe.cleanup()
     finally:
         stop()
@@ -112,10 +113,10 @@ def test_the_feature_network_is_bitwise_unchanged_and_the_policy_is_not(override
     recipe = build(overrides)
     network = recipe.feature_extractor.network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    policy = {name: value.full_tensor().clone() for name, value in recipe.policy.state_dict().items()}
+    policy = {name: whole(value) for name, value in recipe.policy.state_dict().items()}
     recipe.train()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(not torch.equal(v.full_tensor(), policy[name]) for name, v in recipe.policy.state_dict().items())
+    assert all(not torch.equal(whole(v), policy[name]) for name, v in recipe.policy.state_dict().items())
     stop()
 
 

@@ -11,6 +11,7 @@ from components.models import adapter_config, load_lora_decoder, read_config, wr
 from components.training import load_config, stop
 from recipes.ebft import EBFTRecipe
 from tests.checkpoints import write_checkpoint, write_corpus
+from tests.tiny import whole
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2_135m" / "lora.yaml"
 # Matrices that 4 bits can hold.
@@ -35,7 +36,7 @@ def values(policy):
     """Copies of all weights, whole."""
     state = policy.decoder.state_dict()
     return {
-        name: value.get_original_weight() if isinstance(value, NF4Tensor) else value.full_tensor().clone()
+        name: value.get_original_weight() if isinstance(value, NF4Tensor) else whole(value)
         for name, value in state.items()
     }
 

@@ -28,6 +28,7 @@ from components.training import (
 from components.training.manifest import expendable, find_damage, read_manifest, step_name, write_manifest
 from tests.checkpoints import write_checkpoint
 from tests.processes import kill, launch
+from tests.tiny import whole
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def manifest(step, **options):
 
 
 def weights(policy):
-    return {name: value.full_tensor().clone() for name, value in policy.state_dict().items()}
+    return {name: whole(value) for name, value in policy.state_dict().items()}
 
 
 def look(output_dir):
