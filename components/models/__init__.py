@@ -1,12 +1,14 @@
 """Models: Hugging Face directory -> torchtune decoder -> policy."""
 
 from components.models.decoder import build_decoder, from_hf, hidden_states, parse_dtype, read_config, to_hf
+from components.models.export import write_model
 from components.models.loading import deferred_weights, load_decoder, materialize, read_weights
 from components.models.lora import (
     adapter_config,
     adapter_from_hf,
     adapter_to_hf,
     adapters_disabled,
+    has_adapters,
     load_lora_decoder,
     merge_adapters,
     quantized_parameters,
@@ -28,6 +30,7 @@ __all__ = [
     "build_decoder",
     "deferred_weights",
     "from_hf",
+    "has_adapters",
     "hidden_states",
     "load_decoder",
     "load_lora_decoder",
@@ -40,4 +43,5 @@ __all__ = [
     "read_weights",
     "to_hf",
     "write_adapter",
+    "write_model",
 ]

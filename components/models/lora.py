@@ -159,6 +159,11 @@ def load_lora_decoder(
     return fill(decoder, weights, checkpoint_dir)
 
 
+def has_adapters(module: nn.Module) -> bool:
+    """Whether anything in ``module`` has an adapter."""
+    return any(isinstance(part, LoRALinear) for part in module.modules())
+
+
 def quantized_parameters(module: nn.Module) -> set[nn.Parameter]:
     """The 4-bit parameters in ``module``, deferred ones too: what ``fully_shard`` is to leave alone (``ignored_params``).
 
@@ -223,19 +228,22 @@ def adapter_from_hf(weights: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     return converted
 
 
-def merge_adapters(weights: Mapping[str, Tensor], lora_alpha: float) -> dict[str, Tensor]:
-    """The plain decoder's weights that compute the same: ``W + lora_alpha / rank * B @ A``, in ``W``'s dtype.
+def merge_adapters(
+    weights: Mapping[str, Tensor], lora_alpha: float, *, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The plain decoder's weights that compute the same: ``W + lora_alpha / rank * B @ A``, rounded once.
 
     Args:
         weights: base and adapters by torchtune's names. After training in 4 bits, take the base from its checkpoint.
         lora_alpha: as in :func:`load_lora_decoder`.
+        dtype: of the merged matrices, by default that of their base; the others stay as they are.
     """
     merged = {name: value for name, value in weights.items() if not _is_adapter(name)}
     for name in [name for name in weights if name.endswith(".lora_a.weight")]:
         module, a = name.removesuffix(".lora_a.weight"), weights[name].float()
         base = merged[f"{module}.weight"]
         update = lora_alpha / len(a) * (weights[f"{module}.lora_b.weight"].float() @ a)
-        merged[f"{module}.weight"] = (base.float() + update).to(base.dtype)
+        merged[f"{module}.weight"] = (base.float() + update).to(dtype or base.dtype)
     return merged
 
 

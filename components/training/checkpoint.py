@@ -2,12 +2,12 @@
 
 ``step_N/state/`` holds trained weights and optimizer state in the format of ``torch.distributed.checkpoint`` (DCP): each
 rank writes its own shards, and another number of ranks can read them. ``training_state.pt`` holds what the recipe adds,
-``model.safetensors`` the weights in ``save_dtype``, ``checkpoint.json`` (``components.training.manifest``) whose they are.
+``model.safetensors`` the weights in ``save_dtype``, ``adapter/`` those of adapters as PEFT reads them, ``checkpoint.json``
+(``components.training.manifest``) whose they are.
 All is written under a hidden name and renamed when it is complete, so whatever has the name ``step_N`` is whole.
 """
 
 import copy
-import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -32,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from components.models import Policy, build_decoder, from_hf, parse_dtype, read_config, read_weights, to_hf
+from components.models import Policy, adapter_config, has_adapters, parse_dtype, read_config, write_adapter, write_model
 from components.training.distributed import gather, is_main, total
 from components.training.manifest import (
     Manifest,
@@ -47,8 +46,6 @@ from components.training.messages import say
 
 _STATE = "training_state.pt"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # strict would miss the frozen ones
-# What makes a directory of weights a model: everything of the base checkpoint that is small and not weights.
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 
 
 class CheckpointError(Exception):
@@ -71,6 +68,8 @@ class HFCheckpointer:
         keep_best: a metric of validation; the best checkpoint that was validated at its very step is kept as well.
         best_is: whether the ``"lowest"`` or the ``"highest"`` value of ``keep_best`` is the best.
         save_dtype: of ``model.safetensors``; what resumes is exact whatever it is.
+        save_merged: of a policy with adapters, write the whole model with them added to its base (as it is in
+            ``checkpoint_dir``, not as 4 bits hold it), besides the ``adapter/`` that is always written.
         asynchronous: False writes in the foreground: slower, and with no second copy of weights and optimizer state.
 
     Raises:
@@ -87,6 +86,7 @@ class HFCheckpointer:
         keep_best: str | None = None,
         best_is: Literal["lowest", "highest"] | None = None,
         save_dtype: str = "fp32",
+        save_merged: bool = True,
         asynchronous: bool = True,
     ) -> None:
         if keep_last < 1:
@@ -101,6 +101,7 @@ class HFCheckpointer:
         self.output_dir = Path(output_dir)
         self.keep_last, self.keep_best, self.best_is = keep_last, keep_best, best_is
         self.dtype = parse_dtype(save_dtype)
+        self.save_merged = save_merged
         self.asynchronous = asynchronous
         self._group = dist.new_group(backend="gloo")
         self._rank_0 = dist.new_group([0], backend="gloo")  # reads what all have written
@@ -152,7 +153,8 @@ class HFCheckpointer:
             raise self._save_error(manifest.step, reason)
         tensors = _tensors(policy, optimizer, extra)
         copied = tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=self.asynchronous), tensors)
-        job = self._writer.submit(self._write, partial, manifest, copied, copy.deepcopy(state))
+        adapter = adapter_config(policy.decoder, self.checkpoint_dir) if has_adapters(policy) else None
+        job = self._writer.submit(self._write, partial, manifest, copied, copy.deepcopy(state), adapter)
         self._saving = (manifest.step, job)
         if not self.asynchronous:
             self.wait()
@@ -221,13 +223,28 @@ class HFCheckpointer:
                 group.update(values)
         return state
 
-    def _write(self, partial: Path, manifest: Manifest, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+    def _write(
+        self,
+        partial: Path,
+        manifest: Manifest,
+        tensors: dict[str, Any],
+        state: dict[str, Any],
+        adapter: dict[str, Any] | None,
+    ) -> None:
         """In the writer's thread. Behind DCP's last collective call only rank 0 has work to do."""
         dcp.save(tensors, checkpoint_id=partial / "state", process_group=self._group)
         if not is_main():
             return
-        self._write_model(partial, _read_policy(partial / "state", self._rank_0))
+        weights = _read_policy(partial / "state", self._rank_0)
+        if adapter is not None:
+            (partial / "adapter").mkdir()
+            write_adapter(partial / "adapter", weights, self.config, adapter)
+        if adapter is None or self.save_merged:
+            write_model(partial, weights, self.checkpoint_dir, dtype=self.dtype, adapter=adapter)
         torch.save(state, partial / _STATE)
+        for file in partial.rglob("*.safetensors"):
+            # safetensors lets only the owner read what it writes; who may read the rest may read the weights.
+            file.chmod((partial / _STATE).stat().st_mode)
         write_manifest(partial, manifest)
         os.replace(partial, self.output_dir / step_name(manifest.step))
         sync(self.output_dir)
@@ -238,28 +255,6 @@ class HFCheckpointer:
             best_is=self.best_is,
         ):
             remove(old)
-
-    def _write_model(self, directory: Path, weights: dict[str, Tensor]) -> None:
-        """The files that transformers reads.
-
-        Args:
-            directory: of the checkpoint.
-            weights: all that is trained, in full, by the decoder's names.
-        """
-        for pattern in _COMPANIONS:
-            for file in self.checkpoint_dir.glob(pattern):
-                if not file.name.endswith(".index.json"):
-                    shutil.copyfile(file, directory / file.name)
-        config = self.config | {"torch_dtype": str(self.dtype).removeprefix("torch.")}
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        with torch.device("meta"):
-            names = build_decoder(self.config).state_dict().keys()
-        if names - weights.keys():  # what is not trained is what it was
-            weights = from_hf(read_weights(self.checkpoint_dir), self.config) | weights
-        named = {name: value.to(self.dtype) for name, value in weights.items()}
-        save_file(to_hf(named, self.config), directory / "model.safetensors", metadata={"format": "pt"})
-        # safetensors lets only the owner read what it writes; who may read the rest may read the weights.
-        (directory / "model.safetensors").chmod((directory / "config.json").stat().st_mode)
 
     def _save_error(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(

@@ -51,6 +51,9 @@ CASES = {
     ),
     "uneven": Case(("~validation", "dataset=tests.distributed.parts.UnevenRows", "~dataset.source")),
     "stopping": Case(("~validation", "generator.stop_tokens=[1,2,3,4,5,6,7,8,9,10]", "activation_checkpointing=true")),
+    "lora": Case(
+        ("~validation", "model=components.models.load_lora_decoder", "model.apply_lora_to_mlp=true", "optimizer.lr=0.5")
+    ),
     "frozen": Case(("~validation", "model=tests.distributed.parts.load_mostly_frozen_decoder")),
 }
 

@@ -93,10 +93,11 @@ def test_two_processes_killed_go_on_as_if_they_were_not(settings, tmp_path):
         assert one == pytest.approx(other, abs=1e-6)
 
 
-def test_one_process_two_and_one_again_are_one(settings, tmp_path):
+@pytest.mark.parametrize("momentum", [0.9, 0.0], ids=["momentum", "stateless"])
+def test_one_process_two_and_one_again_are_one(momentum, settings, tmp_path):
     """Weights and momentum are resharded both ways. Rounding differs: a sum over two ranks has another order."""
     settings = [*settings, "loss.rl_coef=0", "loss.ce_coef=1", "~lr_scheduler", "~clip_grad_norm"]
-    settings += ["optimizer=torch.optim.SGD", "~optimizer.betas", "optimizer.momentum=0.9", "optimizer.lr=0.1"]
+    settings += ["optimizer=torch.optim.SGD", "~optimizer.betas", f"optimizer.momentum={momentum}", "optimizer.lr=0.1"]
     settings += ["resume_with_changes=[max_steps]"]
     assert finish(launch(1, recipe, [*settings, "batch_size=4"])) == [0]
     for world, steps in ((1, 2), (2, 4), (1, 6)):

@@ -164,6 +164,10 @@ def test_merged_weights_are_a_model_that_transformers_loads(checkpoint):
     assert {value.dtype for value in merge_adapters(trained(checkpoint, dtype="bf16").state_dict(), 7).values()} == {
         torch.bfloat16
     }
+    name = "layers.0.attn.q_proj.weight"
+    half = trained(checkpoint, dtype="bf16").state_dict()
+    exact = merge_adapters({key: value.float() for key, value in half.items()}, lora_alpha=7)[name]
+    assert torch.equal(merge_adapters(half, lora_alpha=7, dtype=torch.float32)[name], exact)
     save_file(to_hf(merged, config), checkpoint / "model.safetensors", metadata={"format": "pt"})
     model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32)
     torch.testing.assert_close(model(TOKENS).logits, expected, atol=5e-4, rtol=1e-4)
