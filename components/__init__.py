@@ -6,6 +6,7 @@ names neither.
 """
 
 import logging
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -54,3 +55,5 @@ def _worth_reading(record: logging.LogRecord) -> bool:
 
 check_versions({name: _installed(name) for name in SUPPORTED})
 logging.getLogger("torchao").addFilter(_worth_reading)
+# torchtune's norms compute in float32 whatever dtype the weights are in; torch says so once in every bf16 run.
+warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
