@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchtune.modules import TransformerDecoder
 
 from components.blocks import PackedAttention, PackedLayout, install
-from components.models import hidden_states, materialize
+from components.models import hidden_states, materialize, use_lean_layers
 from components.types import Batch, Rollouts
 
 
@@ -47,6 +47,7 @@ class FrozenNetwork(nn.Module):
             self.decoder.norm = self.decoder.output = nn.Identity()
         self.decoder.requires_grad_(False).eval()
         install(self.decoder)
+        use_lean_layers(self.decoder)
         self.num_layers = len(self.decoder.layers)
         self._identity: str | None = None
 

@@ -2,6 +2,7 @@
 
 from components.models.decoder import build_decoder, from_hf, hidden_states, parse_dtype, read_config, to_hf
 from components.models.export import write_model
+from components.models.lean import use_lean_layers
 from components.models.loading import deferred_weights, load_decoder, materialize, read_weights
 from components.models.lora import (
     adapter_config,
@@ -42,6 +43,7 @@ __all__ = [
     "read_config",
     "read_weights",
     "to_hf",
+    "use_lean_layers",
     "write_adapter",
     "write_model",
 ]

@@ -25,6 +25,7 @@ from components.blocks import (
 )
 from components.models.decoder import hidden_states
 from components.models.head import chunks, token_logprobs
+from components.models.lean import use_lean_layers
 from components.types import Batch, Logprobs, Rollouts
 
 # Draws tokens [R, m] and their log-probs [R, m] from logits [R, V], with one uniform number [R, m] per draw.
@@ -49,6 +50,7 @@ class Policy(nn.Module):
         super().__init__()
         self.decoder = decoder
         install(decoder)
+        use_lean_layers(decoder)
 
     def forward(self, batch: Batch, rollouts: Rollouts, temperature: float, with_target: bool = False) -> Logprobs:
         """Log-probs of every rollout token, from one packed forward.
