@@ -141,7 +141,9 @@ def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     for name, value in weights:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         for plain in _plain(value):
-            digest.update(plain.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            # A clone, since a single number counts as contiguous whatever its stride is, and is then no bytes.
+            flat = plain.cpu().clone(memory_format=torch.contiguous_format).flatten()
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
