@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from components import evaluation, training
 from components.data import TrainStream, batch_loader
+from components.features import MovingAverage
 from components.losses import TokenCounts
-from components.models import Policy, deferred_weights, materialize
+from components.models import Policy, deferred_weights
 from components.report import before_after, plot_run
 from components.rollouts import duplicate_share
 from components.schedules import scheduled
@@ -44,7 +45,7 @@ class EBFTRecipe:
         self.interrupted = False
         self.validated_at: int | None = None
         self.validation_means: dict[str, float] = {}
-        # Tensors besides the policy's that training changes, for checkpoints: what a moving average would put here.
+        # Tensors besides the policy's that training changes, for checkpoints.
         self.extra: dict[str, torch.Tensor] = {}
 
     # ------------------------------------------------------------------------------------------------ setup
@@ -88,20 +89,24 @@ class EBFTRecipe:
 
         with training.timed("feature network"):
             with deferred_weights():
-                self.feature_extractor = training.instantiate(cfg.feature_extractor, path="feature_extractor")
+                self.feature_extractor = training.instantiate(
+                    cfg.feature_extractor, path="feature_extractor", offered={"policy": self.policy}
+                )
             for part in vars(self.feature_extractor).values():
                 if isinstance(part, torch.nn.Module):
-                    materialize(part, self.device)
-                    part.to(self.device)
+                    training.place(part, self.device)
             self.reference = None
             if "reference" in cfg:
                 known = {"extractor": self.feature_extractor} if training.accepts(cfg.reference, "extractor") else {}
                 with deferred_weights():
                     self.reference = training.instantiate(cfg.reference, path="reference", **known)
-                materialize(self.reference, self.device)
-                self.reference.to(self.device)
+                if isinstance(self.reference, torch.nn.Module):
+                    training.place(self.reference, self.device)
             network: Any = getattr(self.feature_extractor, "network", None)
-            self.feature_network = network.identity() if hasattr(network, "identity") else None
+            self.average = network if isinstance(network, MovingAverage) else None
+            if self.average is not None:
+                self.average.check(self.policy)
+                self.extra = self.average.tensors()
 
         self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
         if "validation" in cfg and "generator" in cfg.validation:
@@ -127,6 +132,8 @@ class EBFTRecipe:
                 cpu_offload=cfg.get("cpu_offload", False),
                 data_parallel_replicate=cfg.get("data_parallel_replicate", 1),
             )
+            # Only now: it may be the policy that is read.
+            self.feature_network = network.identity() if hasattr(network, "identity") else None
             trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
             self.optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=trained)
             self.lr_scheduler = None
@@ -271,6 +278,8 @@ class EBFTRecipe:
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.follow(self.policy, step=self.steps_done + 1)
         return norm
 
     def _validation_due(self) -> bool:

@@ -1,6 +1,14 @@
 """Models: Hugging Face directory -> torchtune decoder -> policy."""
 
-from components.models.decoder import build_decoder, from_hf, hidden_states, parse_dtype, read_config, to_hf
+from components.models.decoder import (
+    build_decoder,
+    from_hf,
+    hidden_states,
+    parse_dtype,
+    read_config,
+    read_packed,
+    to_hf,
+)
 from components.models.export import write_model
 from components.models.lean import use_lean_layers
 from components.models.loading import deferred_weights, load_decoder, materialize, read_weights
@@ -41,6 +49,7 @@ __all__ = [
     "quantized_parameters",
     "read_adapter",
     "read_config",
+    "read_packed",
     "read_weights",
     "to_hf",
     "use_lean_layers",

@@ -20,7 +20,8 @@ from torchtune.models.qwen2._component_builders import qwen2
 from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune_to_hf
 from torchtune.modules import TransformerDecoder
 
-from components.blocks import AttentionPattern
+from components.blocks import AttentionPattern, PackedAttention, PackedLayout
+from components.types import Batch, Rollouts
 
 _FAMILIES = ("llama", "mistral", "qwen2")
 _DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
@@ -180,3 +181,13 @@ def hidden_states(
         if depth in taps:
             states.append(h)
     return states
+
+
+def read_packed(
+    decoder: TransformerDecoder, batch: Batch, rollouts: Rollouts, taps: tuple[int, ...]
+) -> tuple[PackedLayout, list[Tensor]]:
+    """:func:`hidden_states` of ground truth and rollouts in one packed forward, and the layout of the sequence."""
+    _, n, _, G = rollouts.tokens.shape
+    layout = PackedLayout(doc_ids=batch.doc_ids, anchors=rollouts.anchors, num_samples=n, block_len=G)
+    tokens = layout.pack(batch.tokens, rollouts.tokens)
+    return layout, hidden_states(decoder, tokens, layout.positions(), PackedAttention(layout), taps)

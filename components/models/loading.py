@@ -7,7 +7,7 @@ than its shard and one tensor.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -34,6 +34,7 @@ class CheckpointWeights:
 
     Attributes:
         shapes: of every weight.
+        converted: what some weights turn into once they are read, by name: a function such as a quantisation.
 
     Raises:
         ValueError: missing or damaged files, or tensors of another family.
@@ -42,6 +43,7 @@ class CheckpointWeights:
     def __init__(self, checkpoint_dir: str | Path, config: dict[str, Any]) -> None:
         self.config = config
         self.shapes: dict[str, torch.Size] = {}
+        self.converted: dict[str, Callable[[Tensor], Tensor]] = {}
         self._places: dict[str, tuple[Path, str]] = {}
         for file in _files(checkpoint_dir):
             with _open(file) as tensors:
@@ -57,7 +59,8 @@ class CheckpointWeights:
         # Opened anew each time: pages of a mapping count as memory of the process until it is closed.
         with _open(file) as tensors:
             (value,) = from_hf({hf_name: tensors.get_tensor(hf_name)}, self.config).values()
-            return value.to(device, dtype, copy=True)
+            value = value.to(device, dtype, copy=True)
+        return self.converted[name](value) if name in self.converted else value
 
 
 def load_decoder(

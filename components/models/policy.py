@@ -1,7 +1,7 @@
 """The language model as the pipeline sees it: log-probs of rollouts, and the two calls that draw them.
 
-``Policy`` is the FSDP root. Its three methods (``forward``, ``prefill``, ``decode``) are the only places where its weights
-are read, so each can run inside FSDP's hooks (``components.training.distributed`` registers the latter two).
+``Policy`` is the FSDP root. Its methods ``forward``, ``prefill``, ``decode`` and ``read`` are the only places where its weights
+are read, so each can run inside FSDP's hooks (``components.training.distributed`` registers all but the first).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from components.blocks import (
     PrefillAttention,
     install,
 )
-from components.models.decoder import hidden_states
+from components.models.decoder import hidden_states, read_packed
 from components.models.head import chunks, token_logprobs
 from components.models.lean import use_lean_layers
 from components.types import Batch, Logprobs, Rollouts
@@ -126,6 +126,11 @@ class Policy(nn.Module):
         h = self._hidden(tokens.transpose(1, 2).flatten(1), positions, pattern).view(B, K, n, -1)
         drawn, logprobs = self._draw(h, uniforms.transpose(1, 2)[..., None], draw)
         return Drawn(drawn[..., 0].transpose(1, 2), logprobs[..., 0].transpose(1, 2))
+
+    @torch.no_grad()
+    def read(self, batch: Batch, rollouts: Rollouts, taps: tuple[int, ...]) -> tuple[PackedLayout, list[Tensor]]:
+        """As a feature network: the layout of the packed sequence, and ``[B, S, width]`` after each of the layers ``taps``."""
+        return read_packed(self.decoder, batch, rollouts, taps)
 
     @property
     def kv_heads(self) -> int:

@@ -21,6 +21,7 @@ from components.training.manifest import Manifest, list_checkpoints
 from components.training.memory import keep_freed_memory, peak_memory_gib
 from components.training.messages import say, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
+from components.training.placement import place
 from components.training.preflight import check_parts
 from components.training.resuming import Checkpoint, check_feature_network, find_checkpoint
 from components.training.schedules import warmup_then
@@ -54,6 +55,7 @@ __all__ = [
     "peak_memory_gib",
     "phase",
     "phases",
+    "place",
     "plain_values",
     "read_metrics",
     "resume_command",

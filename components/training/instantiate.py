@@ -31,13 +31,15 @@ def validate_config(cfg: DictConfig) -> None:
     _check(OmegaConf.to_container(cfg), Place(file=file_of(cfg)), injected=None)
 
 
-def instantiate(node: DictConfig, /, *, path: str, **injected: Any) -> Any:
+def instantiate(node: DictConfig, /, *, path: str, offered: Mapping[str, Any] | None = None, **injected: Any) -> Any:
     """Build the component that a node describes, those inside it first, once all of them are found to be right.
 
     Args:
         node: a mapping with ``_component_``, the dotted name of a class or function (installed, or under the working
             directory). Its other keys are keyword arguments.
         path: where in the config the node stands, such as ``"generator.anchors"``.
+        offered: keyword arguments from the recipe for every component here that has an argument of that name, at any depth,
+            and for which the config does not give one.
         injected: keyword arguments from the recipe, for the component itself and not for those inside it.
 
     Raises:
@@ -49,8 +51,9 @@ def instantiate(node: DictConfig, /, *, path: str, **injected: Any) -> Any:
         raise Place(file=None, path=path).error(f"is {node}; write a mapping with a _component_, or remove the key")
     place = Place(file=file_of(node), path=path)
     plain = plain_values(node)
-    _check(plain, place, injected)
-    return _build(plain, place, injected)
+    offered = offered or {}
+    _check(plain, place, injected, offered)
+    return _build(plain, place, injected, offered)
 
 
 def accepts(node: DictConfig, argument: str) -> bool:
@@ -59,23 +62,25 @@ def accepts(node: DictConfig, argument: str) -> bool:
     return argument not in node and argument in [parameter.name for parameter in parameters]
 
 
-def _check(value: Any, place: Place, injected: Collection[str] | None) -> None:
+def _check(value: Any, place: Place, injected: Collection[str] | None, offered: Collection[str] = ()) -> None:
     """Raise for the first mistake in a plain value. ``injected`` is None if what the recipe gives is not known."""
     inside = None if injected is None else ()
     if isinstance(value, list):
         for index, inner in enumerate(value):
-            _check(inner, place.at(index), inside)
+            _check(inner, place.at(index), inside, offered)
     elif isinstance(value, dict):
         for key in value:
             if str(key).startswith("_") and key != "_component_":
                 raise place.at(key).error("there is no such key; the only one of its kind is _component_")
         if is_component(value):
-            _check_arguments(value, place, injected)
+            _check_arguments(value, place, injected, offered)
         for key, inner in value.items():
-            _check(inner, place.at(key), inside)
+            _check(inner, place.at(key), inside, offered)
 
 
-def _check_arguments(node: dict[str, Any], place: Place, injected: Collection[str] | None) -> None:
+def _check_arguments(
+    node: dict[str, Any], place: Place, injected: Collection[str] | None, offered: Collection[str]
+) -> None:
     name = node["_component_"]
     if _is_reference(name):
         return
@@ -99,21 +104,23 @@ def _check_arguments(node: dict[str, Any], place: Place, injected: Collection[st
         elif key != "_component_" and not takes_all:
             raise place.at(key).error(f"{name} has no argument {key!r}; {hint(key, named)}")
     for key, parameter in named.items():
-        if injected is not None and parameter.default is parameter.empty and key not in {*node, *injected}:
+        if injected is not None and parameter.default is parameter.empty and key not in {*node, *injected, *offered}:
             raise place.error(f"{name} needs the argument {key!r}; add it")
 
 
-def _build(value: Any, place: Place, injected: Mapping[str, Any]) -> Any:
+def _build(value: Any, place: Place, injected: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
-        return [_build(inner, place.at(index), {}) for index, inner in enumerate(value)]
+        return [_build(inner, place.at(index), {}, offered) for index, inner in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    built = {key: _build(inner, place.at(key), {}) for key, inner in value.items()}
+    built = {key: _build(inner, place.at(key), {}, offered) for key, inner in value.items()}
     if not is_component(value):
         return built
     component = _locate(built.pop("_component_"), place)
+    named = {parameter.name for parameter in _parameters(component)}
+    wanted = {key: given for key, given in offered.items() if key in named - built.keys()}
     try:
-        return component(**built, **injected)
+        return component(**wanted, **built, **injected)
     except (TypeError, ValueError) as error:
         raise place.error(str(error)) from error
 

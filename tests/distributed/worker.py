@@ -54,6 +54,21 @@ CASES = {
     "lora": Case(
         ("~validation", "model=components.models.load_lora_decoder", "model.apply_lora_to_mlp=true", "optimizer.lr=0.5")
     ),
+    "adapter_free": Case(
+        (
+            *("~validation", "model=components.models.load_lora_decoder", "model.apply_lora_to_mlp=true"),
+            *("optimizer.lr=0.5", "feature_extractor.network=components.features.AdapterFree"),
+            "~feature_extractor.network.decoder",
+        ),
+        like="lora",
+    ),
+    "sharded_features": Case(spread=("feature_extractor.network.shard=true",), like="ebft"),
+    "average": Case(
+        (
+            *("~validation", "feature_extractor.network=components.features.MovingAverage"),
+            *("feature_extractor.network.decay=0.5", "optimizer.lr=0.05"),
+        )
+    ),
     "frozen": Case(("~validation", "model=tests.distributed.parts.load_mostly_frozen_decoder")),
 }
 

@@ -22,7 +22,9 @@ def test_logits_and_gradients_are_torchtunes(family):
     got.logsumexp(-1).sum().backward()
     expected.logsumexp(-1).sum().backward()
     for (name, mine), theirs in zip(lean.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            mine.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_swiglu_by_finite_differences():
