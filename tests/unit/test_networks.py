@@ -52,9 +52,9 @@ def test_int8_features_are_those_of_the_weights_that_int8_can_say(dtype):
     """In bfloat16 the product of activations and integers is rounded before it is scaled: features of length 1 within 0.05."""
     decoder, rounded = (tiny_decoder(dtype=dtype) for _ in range(2))
     network = FrozenNetwork(decoder, quantization=int8())
-    for part, held in zip(rounded.layers.modules(), network.decoder.layers.modules(), strict=True):
+    for name, part in rounded.layers.named_modules():
         if isinstance(part, torch.nn.Linear):
-            part.weight.data.copy_(held.weight.dequantize())
+            part.weight.data.copy_(network.decoder.layers.get_submodule(name).weight.dequantize())
     got, expected, exact = (features(each) for each in (network, FrozenNetwork(rounded), FrozenNetwork(decoder)))
     assert not torch.equal(got.rollout, exact.rollout)
     atol = 1e-5 if dtype == torch.float32 else 0.05
