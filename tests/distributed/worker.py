@@ -52,12 +52,12 @@ CASES = {
     "uneven": Case(("~validation", "dataset=tests.distributed.parts.UnevenRows", "~dataset.source")),
     "stopping": Case(("~validation", "generator.stop_tokens=[1,2,3,4,5,6,7,8,9,10]", "activation_checkpointing=true")),
     "lora": Case(
-        ("~validation", "model=components.models.load_lora_decoder", "model.apply_lora_to_mlp=true", "optimizer.lr=0.5")
+        ("~validation", "model=components.models.load_lora_decoder", "model.apply_lora_to_mlp=true", "optimizer.lr=0.1")
     ),
     "adapter_free": Case(
         (
             *("~validation", "model=components.models.load_lora_decoder", "model.apply_lora_to_mlp=true"),
-            *("optimizer.lr=0.5", "feature_extractor.network=components.features.AdapterFree"),
+            *("optimizer.lr=0.1", "feature_extractor.network=components.features.AdapterFree"),
             "~feature_extractor.network.decoder",
         ),
         like="lora",
