@@ -1,11 +1,12 @@
 """Memory, time and fidelity of policies and feature networks, on real weights and text.
 
-    python -m benchmarks.memory --checkpoint checkpoints/SmolLM2-135M-Instruct --data data/stdlib/validation.jsonl
+    python -m benchmarks.memory --ranks 1
+    python -m benchmarks.memory --ranks 2 --phis fp32 int8 adapter_free --rows 0
 
-Every cell is a process (or two) of its own that takes whole training steps: bytes of weights, gradients, optimizer state and
-feature network are counted tensor by tensor, resident memory is the process's. Then, in one process, every feature network
-reads the same rollouts: cosine of its features and correlation of the advantages with those of the float32 network. All
-computation is float32, but for a feature network in bfloat16.
+Every cell is a process (or two) of its own that takes a whole training step: bytes of weights, gradients, optimizer state
+and feature network are counted tensor by tensor, resident memory is the process's. Before that, in one process, every
+feature network reads the same rollouts of real text: cosine of its features, and correlation of the advantages, with those
+of the float32 network. All computation is float32, but for a feature network in bfloat16.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from components.training import is_main, keep_freed_memory, peak_memory_gib, pla
 from components.types import Batch, Features, Rollouts
 
 MIB = 2**20
-PHIS = ("none", "fp32", "bf16", "int8", "nf4", "adapter_free")
+PHIS = ("fp32", "bf16", "int8", "nf4", "adapter_free")
 POLICIES = ("full", "lora", "qlora")
 TEMPERATURE = 0.6
 
@@ -101,28 +102,27 @@ def resident() -> float:
 
 
 def measure_cell(args: argparse.Namespace, policy_kind: str, phi_kind: str) -> dict[str, Any]:
-    """Two steps of one row per rank; the second is timed."""
+    """A short step to warm up, and one of a row of random tokens per rank that is timed."""
     device = start("cpu")
     keep_freed_memory()
     torch.manual_seed(0)
     policy = build_policy(policy_kind, args.checkpoint)
     shard(policy, device, dtype="fp32", activation_checkpointing=False, compile=False)
     before = resident()
-    phi = None if phi_kind == "none" else network(phi_kind, args.checkpoint, policy)
-    extractor = None if phi is None else HiddenStateFeatures(network=phi)
+    phi = network(phi_kind, args.checkpoint, policy)
+    extractor = HiddenStateFeatures(network=phi)
     if isinstance(phi, FrozenNetwork):
         place(phi, device)
     phi_resident = resident() - before
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
     reward, loss, rng = FeatureMatchingReward(), PolicyGradientLoss(), torch.Generator().manual_seed(0)
-    batch = read_batch(args, rows=1)
-    for _ in range(2):
+    for length in (args.length // 4, args.length):
+        tokens = torch.randint(0, policy.decoder.tok_embeddings.num_embeddings, (1, length), generator=rng)
+        batch = Batch(tokens=tokens, doc_ids=torch.zeros_like(tokens), target_mask=tokens >= 0)
         clock = time.perf_counter()
         rollouts = generator(args)(policy, batch, rng)
-        advantages = torch.ones(rollouts.tokens.shape[:3])
-        if extractor is not None:
-            advantages = RLOO()(reward(batch, rollouts, extractor(batch, rollouts)))
+        advantages = RLOO()(reward(batch, rollouts, extractor(batch, rollouts)))
         logprobs = policy(batch, rollouts, temperature=TEMPERATURE, with_target=True)
         loss(logprobs, advantages, batch, rollouts).loss.backward()
         gradients = held_bytes(parameter.grad for parameter in trained)
@@ -163,7 +163,7 @@ def measure_fidelity(args: argparse.Namespace) -> dict[str, Any]:
     exact = _read(network("fp32", args.checkpoint, policy), drawn)
     results: dict[str, Any] = {"blocks": sum(int(features.mask.sum()) for features in exact)}
     for kind in args.phis:
-        if kind in ("none", "fp32"):
+        if kind == "fp32":
             continue
         read = _read(network(kind, args.checkpoint, policy), drawn)
         cosines = torch.cat([_cosines(one, other) for one, other in zip(read, exact, strict=True)])
@@ -255,8 +255,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/SmolLM2-135M-Instruct")
     parser.add_argument("--data", default="data/stdlib/validation.jsonl")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
-    parser.add_argument("--rows", type=int, default=24, help="of the comparison of features")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, default=12, help="of text, for the comparison of features; 0 leaves it out")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1])
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--phis", nargs="+", choices=PHIS, default=list(PHIS))
     parser.add_argument("--json", help="write all measurements here")
@@ -270,7 +270,7 @@ def main() -> None:
             print(json.dumps(result))
         return
     console = Console(width=None if sys.stdout.isatty() else 150)
-    report = {"fidelity": show_fidelity(args, console), "cells": show_cells(args, console)}
+    report = {"fidelity": show_fidelity(args, console) if args.rows else None, "cells": show_cells(args, console)}
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=2)
