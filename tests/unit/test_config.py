@@ -312,6 +312,15 @@ def test_what_the_recipe_gives_reaches_only_the_outermost_component():
     assert instantiate(nested, path="outer", x=1) == {"inner": {}, "x": 1}
 
 
+def test_what_the_recipe_offers_reaches_every_component_that_has_such_an_argument_open():
+    inner = "{_component_: parts.joins, b: 2}"
+    cfg = config(f"outer: {{_component_: parts.anything, open: {inner}, other: {{_component_: parts.Nothing}}}}").outer
+    assert instantiate(cfg, path="outer", offered={"a": 1})["open"] == 3
+    given = config("outer: {_component_: parts.joins, a: 5, b: 2}").outer
+    assert instantiate(given, path="outer", offered={"a": 1, "b": 1}) == 7
+    assert "outer.open: parts.joins needs the argument 'a'" in message(instantiate, cfg, path="outer")
+
+
 def test_building_leaves_the_config_as_it_was():
     cfg = load_config("config.yaml")
     instantiate(cfg.generator, path="generator")
