@@ -49,6 +49,6 @@ class DuringSaving(HFCheckpointer):
         super().__init__(**options)
         self.send = Sender(at)
 
-    def _write_model(self, directory, weights):
+    def _write(self, *args, **keywords):
         self.send()
-        super()._write_model(directory, weights)
+        super()._write(*args, **keywords)
