@@ -110,6 +110,11 @@ class PolicyGradientLoss:
         self.kl_estimator = kl_estimator
 
     @property
+    def uses_rollouts(self) -> bool:
+        """Whether rollouts are needed, at some step; without them this is supervised fine-tuning."""
+        return _ever(self.rl_coef) or _ever(self.kl_coef)
+
+    @property
     def uses_target(self) -> bool:
         """Whether ``logprobs.target`` is needed, at some step."""
         return _ever(self.ce_coef)
@@ -150,7 +155,9 @@ class PolicyGradientLoss:
         rollout = torch.where(rollouts.mask, logprobs.rollout, 0.0)
         policy = -_masked_sum(advantages[..., None] * (rollout - rollout.detach()).exp(), rollouts.mask)
         policy = policy / counts.rollout.clamp(min=1)
-        loss, metrics = value_at(self.rl_coef, step) * policy, {"policy_loss": float(policy.detach())}
+        loss, metrics = value_at(self.rl_coef, step) * policy, {}
+        if self.uses_rollouts:
+            metrics["policy_loss"] = float(policy.detach())
         if logprobs.target is not None:
             cross_entropy = -_masked_sum(logprobs.target, learned_tokens(batch)) / counts.target.clamp(min=1)
             metrics["cross_entropy"] = float(cross_entropy.detach())

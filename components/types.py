@@ -146,7 +146,11 @@ class FeatureExtractor(Protocol):
 
 
 class Reward(Protocol):
-    """Scores every sample of every block."""
+    """Scores every sample of every block.
+
+    A reward may say ``uses_features = False``: no features are then made for it, and those it is given are empty. One
+    that says ``uses_records = True`` needs ``batch.records``.
+    """
 
     def __call__(self, batch: Batch, rollouts: Rollouts, features: Features) -> Rewards: ...
 
@@ -161,7 +165,8 @@ class Loss(Protocol):
     """What the optimizer descends on; ``counts`` are the whole step's, see ``components.losses.TokenCounts``.
 
     ``reference`` ``[B, n, K, G]`` float32 are log-probs of the rollouts under a frozen policy, at the temperature of
-    ``logprobs.rollout``; given if the loss ``uses_reference``. ``step`` counts the optimizer steps done.
+    ``logprobs.rollout``; given if the loss ``uses_reference``. ``step`` counts the optimizer steps done. A loss may say
+    ``uses_rollouts = False``: none are then drawn for it.
     """
 
     uses_target: bool

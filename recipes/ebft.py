@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,40 +86,18 @@ class EBFTRecipe:
                     "must come from the same checkpoint"
                 )
 
-        with training.timed("feature network"):
-            with deferred_weights():
-                self.feature_extractor = training.instantiate(
-                    cfg.feature_extractor, path="feature_extractor", offered={"policy": self.policy}
-                )
-            for part in vars(self.feature_extractor).values():
-                if isinstance(part, torch.nn.Module):
-                    training.place(part, self.device)
-            self.reference = None
-            if "reference" in cfg:
-                known = {"extractor": self.feature_extractor} if training.accepts(cfg.reference, "extractor") else {}
-                with deferred_weights():
-                    self.reference = training.instantiate(cfg.reference, path="reference", **known)
-                if isinstance(self.reference, torch.nn.Module):
-                    training.place(self.reference, self.device)
-            network: Any = getattr(self.feature_extractor, "network", None)
-            self.average = network if isinstance(network, MovingAverage) else None
-            if self.average is not None:
-                self.average.check(self.policy)
-                self.extra = self.average.tensors()
-
-        self.generator = self.validation_generator = training.instantiate(cfg.generator, path="generator")
-        if "validation" in cfg and "generator" in cfg.validation:
-            self.validation_generator = training.instantiate(cfg.validation.generator, path="validation.generator")
-        self.reward = training.instantiate(cfg.reward, path="reward")
-        self.advantage = training.instantiate(cfg.advantage, path="advantage")
         self.loss = training.instantiate(cfg.loss, path="loss")
-        training.check_parts(
-            generator=self.generator,
-            advantage=self.advantage,
-            loss=self.loss,
-            reference=self.reference,
-            dataset=dataset,
+        parts = training.build_parts(
+            cfg, loss=self.loss, policy=self.policy, tokenizer=self.tokenizer, device=self.device
         )
+        self.generator, self.feature_extractor = parts.training.generator, parts.training.feature_extractor
+        self.reward, self.advantage = parts.training.reward, parts.advantage
+        self.reference, self.measuring = parts.reference, parts.validation
+        self.average = parts.network if isinstance(parts.network, MovingAverage) else None
+        if self.average is not None:
+            self.average.check(self.policy)
+            self.extra = self.average.tensors()
+        training.check_parts(parts=parts, loss=self.loss, dataset=dataset)
 
         with training.timed("sharding and optimizer"):
             training.shard(
@@ -133,7 +110,7 @@ class EBFTRecipe:
                 data_parallel_replicate=cfg.get("data_parallel_replicate", 1),
             )
             # Only now: it may be the policy that is read.
-            self.feature_network = network.identity() if hasattr(network, "identity") else None
+            self.feature_network = parts.network.identity() if hasattr(parts.network, "identity") else None
             trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
             self.optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=trained)
             self.lr_scheduler = None
@@ -296,9 +273,9 @@ class EBFTRecipe:
         measured = evaluation.validate(
             self.policy,
             batches,
-            self.validation_generator,
-            self.feature_extractor,
-            self.reward,
+            self.measuring.generator,
+            self.measuring.feature_extractor,
+            self.measuring.reward,
             seed=self.cfg.seed,
         )
         measured = evaluation.merge(training.gather(measured))

@@ -16,7 +16,7 @@ import torch
 
 from components.losses import learned_tokens
 from components.models import Policy
-from components.rollouts import duplicate_share
+from components.rollouts import NoRollouts, duplicate_share
 from components.types import Batch, FeatureExtractor, Features, Generator, Reward, Rollouts
 
 
@@ -82,7 +82,7 @@ def validate(
     for batch in batches:
         rollouts = generator(policy, batch, rng)
         features = feature_extractor(batch, rollouts)
-        target = policy(batch, _shortest_rollouts(batch), temperature=1.0, with_target=True).target
+        target = policy(batch, NoRollouts()(policy, batch, rng), temperature=1.0, with_target=True).target
         assert target is not None
         learned = learned_tokens(batch)
         for row in range(len(batch.tokens)):
@@ -94,17 +94,6 @@ def validate(
             for name, value in (rewards.metrics | {"duplicate_rollouts": duplicate_share(parts[1])}).items():
                 add(name, value, int(rewards.mask.sum()))
     return measured
-
-
-def _shortest_rollouts(batch: Batch) -> Rollouts:
-    """One token after the first of each row: the policy packs nothing behind the prompt to score it."""
-    tokens = batch.tokens[:, None, 1:2, None]
-    return Rollouts(
-        tokens=tokens,
-        mask=torch.zeros_like(tokens, dtype=torch.bool),
-        anchors=torch.ones_like(batch.tokens[:, :1]),
-        logprobs=torch.zeros(tokens.shape, device=tokens.device),
-    )
 
 
 def _row(row: int, batch: Batch, rollouts: Rollouts, features: Features) -> tuple[Batch, Rollouts, Features]:

@@ -3,6 +3,7 @@
 from components.features.average import MovingAverage
 from components.features.extractor import HiddenStateFeatures
 from components.features.networks import AdapterFree, FeatureNetwork, FrozenNetwork
+from components.features.nothing import NoFeatures
 from components.features.quantization import NF4WeightOnlyConfig
 from components.features.reference import NetworkReference
 
@@ -14,4 +15,5 @@ __all__ = [
     "MovingAverage",
     "NF4WeightOnlyConfig",
     "NetworkReference",
+    "NoFeatures",
 ]

@@ -2,6 +2,15 @@
 
 from components.blocks import CompletionAnchor, StridedAnchors
 from components.rollouts.generator import BlockParallelGenerator, duplicate_share, uniforms
+from components.rollouts.nothing import NoRollouts
 from components.rollouts.sampling import Sampler
 
-__all__ = ["BlockParallelGenerator", "CompletionAnchor", "Sampler", "StridedAnchors", "duplicate_share", "uniforms"]
+__all__ = [
+    "BlockParallelGenerator",
+    "CompletionAnchor",
+    "NoRollouts",
+    "Sampler",
+    "StridedAnchors",
+    "duplicate_share",
+    "uniforms",
+]

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from components.blocks import Anchors, KVCache, PackedLayout
+from components.data import Tokenizer
 from components.models import Policy
 from components.rollouts.sampling import Sampler
 from components.types import Batch, Rollouts
@@ -28,10 +29,11 @@ class BlockParallelGenerator:
         temperature: of sampling, and of the log-probs that are trained on (paper: 0.6). 0 is greedy, for evaluation.
         top_p: nucleus sampling; below 1, log-probs are still those of the whole distribution.
         top_k: keep this many tokens, 0 for all.
-        stop_tokens: a rollout ends with the first of these; what follows is masked.
+        stop_tokens: a rollout ends with the first of these, given as ids or as text; what follows is masked.
+        tokenizer: only for ``stop_tokens`` given as text; the recipe gives it.
 
     Raises:
-        ValueError: lengths or counts below 1, or what :class:`Sampler` refuses.
+        ValueError: lengths or counts below 1, a stop token that is no single token, or what :class:`Sampler` refuses.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class BlockParallelGenerator:
         temperature: float,
         top_p: float = 1.0,
         top_k: int = 0,
-        stop_tokens: Sequence[int] | None = None,
+        stop_tokens: Sequence[int | str] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         if rollout_len < 1:
             raise ValueError(f"rollout_len is {rollout_len}; a rollout has at least 1 token")
@@ -53,7 +56,7 @@ class BlockParallelGenerator:
         self.rollout_len = rollout_len
         self.num_samples = num_samples
         self.temperature = temperature
-        self.stop_tokens = list(stop_tokens or [])
+        self.stop_tokens = [_token_id(token, tokenizer) for token in stop_tokens or []]
         self._sampler = Sampler(temperature=temperature, top_p=top_p, top_k=top_k)
 
     def __call__(self, policy: Policy, batch: Batch, rng: torch.Generator) -> Rollouts:
@@ -105,6 +108,17 @@ class BlockParallelGenerator:
         if not self.stop_tokens:
             return open_blocks
         return open_blocks & ~torch.isin(tokens, torch.tensor(self.stop_tokens, device=tokens.device))
+
+
+def _token_id(token: int | str, tokenizer: Tokenizer | None) -> int:
+    if isinstance(token, int):
+        return token
+    if tokenizer is None:
+        raise ValueError(f"stop_tokens names {token!r}, and there is no tokenizer to look it up; give its id")
+    ids = tokenizer.encode(token, add_bos=False, add_eos=False)
+    if len(ids) != 1:
+        raise ValueError(f"stop_tokens names {token!r}, which is {len(ids)} tokens; name texts that are one token")
+    return ids[0]
 
 
 def duplicate_share(rollouts: Rollouts) -> float:

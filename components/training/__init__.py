@@ -21,6 +21,7 @@ from components.training.manifest import Manifest, list_checkpoints
 from components.training.memory import keep_freed_memory, peak_memory_gib
 from components.training.messages import say, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
+from components.training.parts import Measuring, Parts, build_parts
 from components.training.placement import place
 from components.training.preflight import check_parts
 from components.training.resuming import Checkpoint, check_feature_network, find_checkpoint
@@ -34,9 +35,12 @@ __all__ = [
     "HFCheckpointer",
     "Interrupt",
     "Manifest",
+    "Measuring",
     "MetricsLog",
+    "Parts",
     "StepMetrics",
     "accepts",
+    "build_parts",
     "check_feature_network",
     "check_keys",
     "check_parts",

@@ -51,7 +51,8 @@ class StepMetrics:
         self._seconds[name] += time.perf_counter() - start
 
     def mean(self) -> dict[str, float]:
-        """Numbers of the step over micro-batches and ranks, and seconds per phase of this rank."""
+        """Numbers of the step over micro-batches and ranks, and seconds per phase of this rank. What no token or block stood
+        for is left out."""
         ranks = gather((dict(self._sums), dict(self._weights), dict(self._parts)))
         means: dict[str, float] = defaultdict(float)
         for _, _, parts in ranks:
@@ -60,7 +61,8 @@ class StepMetrics:
         # A rank may lack what another has: a reward need not report on blocks that do not count.
         for name in dict.fromkeys(name for sums, _, _ in ranks for name in sums):
             weight = sum(weights.get(name, 0.0) for _, weights, _ in ranks)
-            means[name] = sum(sums.get(name, 0.0) for sums, _, _ in ranks) / weight if weight else 0.0
+            if weight:
+                means[name] = sum(sums.get(name, 0.0) for sums, _, _ in ranks) / weight
         seconds = {f"seconds/{name}": value for name, value in self._seconds.items()}
         return means | seconds | {"seconds/step": time.perf_counter() - self._start}
 

@@ -5,47 +5,63 @@ from typing import Any
 import torch
 
 from components.data import Rows, collate
+from components.losses import learned_tokens
+from components.rollouts import NoRollouts
 from components.training.messages import say
-from components.types import Advantage, Loss, Rewards
+from components.training.parts import Parts
+from components.types import Batch, Loss, Rewards
 
 
-def check_parts(*, generator: Any, advantage: Advantage, loss: Loss, reference: object | None, dataset: Rows) -> None:
+def check_parts(*, parts: Parts, loss: Loss, dataset: Rows) -> None:
     """Refuse what would only fail, or silently do nothing, once training runs; say what is worth knowing.
 
     Args:
-        generator: of training, a ``BlockParallelGenerator``.
-        advantage: tried on a reward of zeros.
+        parts: of the step; the advantage is tried on a reward of zeros.
         loss: for what it needs.
-        reference: of the KL term, or None.
         dataset: its first rows are looked at.
 
     Raises:
         ValueError: greedy rollouts, a KL term without reference or a reference without it, too few samples for the
-            advantage, or no block that counts.
+            advantage, rows without the records that a reward needs, no block that counts, or no token to learn from.
     """
+    if loss.uses_reference != (parts.reference is not None):
+        raise ValueError(
+            "loss.kl_coef and reference are only of use together; give both (components.models.ReferencePolicy), or neither"
+        )
+    batch = collate([dataset[i] for i in range(min(len(dataset), 512))])
+    if loss.uses_target and not learned_tokens(batch).any():
+        raise ValueError("no token of the first rows of dataset is learned from; its rows hold prompts alone")
+    say(f"{len(dataset)} rows of {batch.tokens.shape[1]} tokens")
+    generator = parts.training.generator
+    if not isinstance(generator, NoRollouts):
+        _check_rollouts(generator, parts, batch)
+
+
+def _check_rollouts(generator: Any, parts: Parts, batch: Batch) -> None:
     n = generator.num_samples
     if generator.temperature <= 0:
         raise ValueError(
             "generator.temperature is 0: greedy rollouts are all alike and give no gradient; set it above 0"
         )
-    if loss.uses_reference != (reference is not None):
-        raise ValueError(
-            "loss.kl_coef and reference are only of use together; give both (components.models.ReferencePolicy), or neither"
-        )
     nothing = torch.zeros(1, n, 1)
-    advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
+    parts.advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
     if n == 2:
         say("2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one")
-    batch = collate([dataset[i] for i in range(min(len(dataset), 512))])
+    if getattr(parts.training.reward, "uses_records", False) and batch.records is None:
+        raise ValueError(
+            "reward needs the records that rows were made from, and dataset gives none; use components.data.PromptCompletion "
+            "with one record a row"
+        )
     rows, L = batch.tokens.shape
     anchors = generator.anchors(batch, generator.rollout_len)
     if not anchors.mask.any():
         raise ValueError(
             f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the prefix "
-            "and rollout together; lower generator.anchors.context_len or generator.rollout_len, or use longer text"
+            "and rollout together, or has no prompt; lower generator.anchors.context_len or generator.rollout_len, or use "
+            "other text"
         )
     say(
-        f"{len(dataset)} rows of {L} tokens, {anchors.mask.shape[1]} anchors a row of which "
+        f"{anchors.mask.shape[1]} anchors a row of which "
         f"{anchors.mask.float().mean():.0%} count, {n} samples of {generator.rollout_len} tokens at each"
     )
     ends = (anchors.positions + generator.rollout_len - 1).clamp(max=L - 1)

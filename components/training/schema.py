@@ -20,10 +20,6 @@ REQUIRED = (
     "checkpointer",
     "dataset",
     "batch_size",
-    "generator",
-    "feature_extractor",
-    "reward",
-    "advantage",
     "loss",
     "optimizer",
 )
@@ -32,6 +28,10 @@ OPTIONAL = (
     "gradient_accumulation_steps",
     "max_steps",
     "epochs",
+    "generator",
+    "feature_extractor",
+    "reward",
+    "advantage",
     "lr_scheduler",
     "reference",
     "clip_grad_norm",
@@ -48,7 +48,7 @@ OPTIONAL = (
     "log_every_n_steps",
 )
 VALIDATION_REQUIRED = ("dataset", "every_n_steps", "batch_size")
-VALIDATION_OPTIONAL = ("generator",)
+VALIDATION_OPTIONAL = ("generator", "reward")
 
 _COUNTS = (
     "batch_size",

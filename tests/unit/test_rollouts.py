@@ -8,9 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from components.blocks import CompletionAnchor, StridedAnchors
+from components.data import load_tokenizer
 from components.models import Policy
 from components.rollouts import BlockParallelGenerator, Sampler, duplicate_share, uniforms
 from components.types import Batch, Rollouts
+from tests.checkpoints import write_checkpoint
 from tests.tiny import VOCAB, row_by_row, tiny_batch, tiny_decoder
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
@@ -130,6 +132,19 @@ def test_a_rollout_ends_with_its_stop_token():
     assert (stopped.mask != free.mask).any()
     assert torch.equal(stopped.mask, free.mask & before_or_at)
     assert torch.equal(stopped.tokens[stopped.mask], free.tokens[stopped.mask])
+
+
+def test_stop_tokens_may_be_named_by_their_text(tmp_path):
+    tokenizer = load_tokenizer(write_checkpoint(tmp_path))
+    assert make(stop_tokens=["<eos>", "a", 7], tokenizer=tokenizer).stop_tokens == [
+        tokenizer.eos_id,
+        *tokenizer.encode("a"),
+        7,
+    ]
+    with pytest.raises(ValueError, match="'zq', which is 2 tokens"):
+        make(stop_tokens=["zq"], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="no tokenizer to look it up"):
+        make(stop_tokens=["<eos>"])
 
 
 def test_drawing_ends_early_when_every_block_has_stopped():

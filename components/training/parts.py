@@ -1,0 +1,112 @@
+"""The swappable parts of a step, as a config names them. What a run does not use is not done: supervised fine-tuning draws no
+rollouts, and for a reward that reads no features none are made."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from components.advantages import Reinforce
+from components.features import NoFeatures
+from components.models import Policy, deferred_weights
+from components.rewards import NoReward
+from components.rollouts import NoRollouts
+from components.training.instantiate import accepts, instantiate
+from components.training.messages import timed
+from components.training.placement import place
+from components.types import Advantage, FeatureExtractor, Generator, Loss, Reward
+
+
+class Measuring(NamedTuple):
+    """What draws rollouts and judges them."""
+
+    generator: Generator
+    feature_extractor: FeatureExtractor
+    reward: Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What one step is made of besides policy and loss.
+
+    Attributes:
+        training: does nothing if the loss uses no rollouts.
+        validation: what ``validation`` names itself, and otherwise the same parts; it draws rollouts whatever the loss uses.
+        advantage: of training.
+        network: the feature network, or None.
+        reference: of the loss' KL term, or None.
+    """
+
+    training: Measuring
+    validation: Measuring
+    advantage: Advantage
+    network: Any
+    reference: Any
+
+
+def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, device: torch.device) -> Parts:
+    """Build the parts that a config names; networks get their weights, on ``device``. Collective.
+
+    Args:
+        cfg: of ``recipes/ebft.py``, checked by ``check_recipe``.
+        loss: says what it uses.
+        policy: given to parts that have an argument of that name.
+        tokenizer: likewise.
+        device: of the policy.
+
+    Raises:
+        ValueError: a part that loss, reward or validation needs is missing; a feature extractor that nothing reads; or
+            what a part refuses.
+    """
+    offered = {"policy": policy, "tokenizer": tokenizer}
+
+    @functools.cache
+    def build(path: str) -> Any:
+        """The part at ``path``; one that validation does not name itself is that of training, and None is one of neither."""
+        node = OmegaConf.select(cfg, path)
+        if node is None:
+            return build(path.removeprefix("validation.")) if path.startswith("validation.") else None
+        with deferred_weights():
+            return instantiate(node, path=path, offered=offered)
+
+    trains = getattr(loss, "uses_rollouts", True)
+    if missing := [key for key in ("generator", "reward", "advantage") if trains and key not in cfg]:
+        raise ValueError(
+            f"{missing[0]}: this key is missing; add it, or set loss.rl_coef to 0 to train without rollouts"
+        )
+    with timed("feature network"):
+        extractor = build("feature_extractor")
+        network = getattr(extractor, "network", None)
+        for part in vars(extractor or object).values():
+            if isinstance(part, nn.Module):
+                place(part, device)
+    measuring = []
+    for used, place_of in ((trains, ""), ("validation" in cfg, "validation.")):
+        generator, reward = (build(place_of + key) if used else None for key in ("generator", "reward"))
+        if generator is None or reward is None:
+            measuring.append(Measuring(NoRollouts(), NoFeatures(), NoReward()))
+            continue
+        reads = getattr(reward, "uses_features", True)
+        if reads and extractor is None:
+            raise ValueError("feature_extractor: this key is missing, and the reward reads features; add it")
+        measuring.append(Measuring(generator, extractor if reads else NoFeatures(), reward))
+    if extractor is not None and extractor not in [each.feature_extractor for each in measuring]:
+        raise ValueError("feature_extractor: nothing reads features, neither training nor validation; remove the key")
+
+    reference = None
+    if "reference" in cfg:
+        known = {"extractor": extractor} if accepts(cfg.reference, "extractor") else {}
+        with deferred_weights():
+            reference = instantiate(cfg.reference, path="reference", **known)
+        if isinstance(reference, nn.Module):
+            place(reference, device)
+    return Parts(
+        training=measuring[0],
+        validation=measuring[1],
+        advantage=build("advantage") if trains else Reinforce(),
+        network=network,
+        reference=reference,
+    )
