@@ -45,7 +45,7 @@ CASES = {
     "resumed": Case((), like="ebft"),
     "supervised": Case(
         (
-            *("~validation", "loss.rl_coef=0", "loss.ce_coef=1"),
+            *("~validation", "~feature_extractor", "loss.rl_coef=0", "loss.ce_coef=1"),
             *("optimizer=torch.optim.AdamW", "~optimizer.momentum", "optimizer.eps=1.0e-3"),
         )
     ),
@@ -63,6 +63,12 @@ CASES = {
         like="lora",
     ),
     "sharded_features": Case(spread=("feature_extractor.network.shard=true",), like="ebft"),
+    "kl": Case(
+        (
+            *("~validation", "loss.kl_coef=0.5", "feature_extractor.network.keep_head=true"),
+            "reference={_component_: components.features.NetworkReference}",
+        )
+    ),
     "average": Case(
         (
             *("~validation", "feature_extractor.network=components.features.MovingAverage"),
