@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rich.console import Console
 from torchtune import _recipe_registry as registry
 from torchtune._cli.cat import Cat
 from torchtune._cli.cp import Copy
@@ -16,6 +17,9 @@ from torchtune._cli.ls import List
 from torchtune._cli.run import Run
 
 import components
+from components.preview import estimate as estimate_table
+from components.preview import preview, show
+from components.training import load_config
 
 RECIPES = ("ebft", "evaluate")
 
@@ -51,6 +55,26 @@ def register() -> None:
     registry._ALL_RECIPES[:0] = ours
 
 
+def find_config(name: str) -> str:
+    """The file of a config that is given by name or by path."""
+    known = {config: path for recipe in RECIPES for config, path in config_names(recipe).items()}
+    return str(known.get(name, name))
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Build every part of each config without weights, and show the first row with its anchors."""
+    for name in args.config:
+        with preview(load_config(find_config(name), args.set)) as found:
+            Console().print(show(found))
+        print(f"{name}: valid")
+
+
+def estimate(args: argparse.Namespace) -> None:
+    """Print arithmetic and memory of a config."""
+    with preview(load_config(find_config(args.config), args.set)) as found:
+        Console().print(estimate_table(found, ranks=args.ranks))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """torchtune's commands that make sense for our recipes."""
     parser = argparse.ArgumentParser(prog="ebft", description="Energy-based fine-tuning on torchtune.")
@@ -58,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands")
     for command in (List, Run, Copy, Cat, Download):
         command.create(commands)
+    for name, function, many in (("validate", validate, "+"), ("estimate", estimate, None)):
+        own = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        own.add_argument("config", nargs=many, help="name or file")
+        own.add_argument("--set", nargs="+", default=[], metavar="key=value", help="overrides, as after `ebft run`")
+        own.set_defaults(func=function)
+    commands.choices["estimate"].add_argument("--ranks", type=int, default=1, help="processes that share the weights")
     for name, each in commands.choices.items():
         each.prog = f"ebft {name}"
         each.usage, each.epilog = (text and text.replace("tune ", "ebft ") for text in (each.usage, each.epilog))
