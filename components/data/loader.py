@@ -5,29 +5,15 @@ An order depends on the seed and the epoch alone. What the rows hold is not know
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
+from components.data.rows import Rows, collate
 from components.types import Batch
-
-
-class Rows(Protocol):
-    """A dataset to train on: rows of one length, and a hash of all they hold. :class:`PackedText` is one.
-
-    A row has ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool and, for verifiers, may have
-    ``record``, the source row.
-    """
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 class _Filled(Dataset[dict[str, Any]]):
@@ -52,16 +38,6 @@ class _Filled(Dataset[dict[str, Any]]):
             "doc_ids": torch.full_like(row["doc_ids"], -1),
             "target_mask": torch.zeros_like(row["target_mask"]),
         }
-
-
-def collate(rows: list[dict[str, Any]]) -> Batch:
-    """One batch of ``B`` rows, with their records if they have any."""
-    return Batch(
-        tokens=torch.stack([row["tokens"] for row in rows]),
-        doc_ids=torch.stack([row["doc_ids"] for row in rows]),
-        target_mask=torch.stack([row["target_mask"] for row in rows]),
-        records=[row["record"] for row in rows] if "record" in rows[0] else None,
-    )
 
 
 def batch_loader(

@@ -4,7 +4,6 @@ What makes one document differ from the next (``Batch.doc_ids``) is decided here
 decided in ``components.blocks``.
 """
 
-import hashlib
 from array import array
 from functools import cached_property
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchtune.utils import get_logger, log_rank_zero
 
+from components.data.rows import hash_rows
 from components.data.tokenizer import Tokenizer
 
 _DOCUMENTS_AT_ONCE = 256
@@ -96,26 +96,25 @@ class PackedText(Dataset[dict[str, Tensor]]):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all that the rows hold: equal only for the same data, cut and masked in the same way."""
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            row = self[index]
-            for key in ("tokens", "doc_ids", "target_mask"):
-                digest.update(row[key].numpy().tobytes())
-        return digest.hexdigest()
+        return hash_rows(self)
+
+
+def encode_all(
+    tokenizer: Tokenizer, texts: list[str], *, add_bos: bool = False, add_eos: bool = False
+) -> list[list[int]]:
+    """Tokens of each text; torchtune's tokenizers have no ``encode_batch``."""
+    if hasattr(tokenizer, "encode_batch"):
+        return tokenizer.encode_batch(texts, add_bos=add_bos, add_eos=add_eos)
+    return [tokenizer.encode(text, add_bos=add_bos, add_eos=add_eos) for text in texts]
 
 
 def _tokenize(
     tokenizer: Tokenizer, source: datasets.Dataset, *, add_bos: bool, add_eos: bool, limit: int | None
 ) -> tuple[Tensor, Tensor]:
     """All tokens (int32) and where each document ends (long), of as many documents as reach ``limit`` tokens."""
-
-    def one_by_one(texts: list[str], add_bos: bool, add_eos: bool) -> list[list[int]]:
-        return [tokenizer.encode(text, add_bos=add_bos, add_eos=add_eos) for text in texts]
-
-    encode = getattr(tokenizer, "encode_batch", one_by_one)  # torchtune's tokenizers have no encode_batch
     tokens, ends = array("i"), array("q")
     for batch in source.iter(batch_size=_DOCUMENTS_AT_ONCE):
-        for document in filter(None, encode(batch["text"], add_bos=add_bos, add_eos=add_eos)):
+        for document in filter(None, encode_all(tokenizer, batch["text"], add_bos=add_bos, add_eos=add_eos)):
             tokens.extend(document)
             ends.append(len(tokens))
         if limit is not None and len(tokens) >= limit:
