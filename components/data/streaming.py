@@ -27,7 +27,8 @@ from components.data.rows import collate
 from components.data.tokenizer import Tokenizer
 from components.types import Batch
 
-_DOCUMENTS_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 2**18  # read and tokenised together; to go on, some of it is read again
+_ROWS_HASHED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ class StreamedText:
         add_bos, add_eos, isolate_documents: as of :class:`PackedText`.
 
     Raises:
-        ValueError: ``seq_len`` below 2, ``shuffle_rows`` below 1, or (when read) less text than one row.
+        ValueError: ``seq_len`` below 2, ``shuffle_rows`` below 1, a source that is no stream, or (when read) less text than
+            one row.
     """
 
     def __init__(
@@ -89,6 +91,10 @@ class StreamedText:
         add_eos: bool = True,
         isolate_documents: bool = True,
     ) -> None:
+        if not isinstance(source, datasets.IterableDataset):
+            raise ValueError(
+                "source is no stream; use components.data.stream_text, or PackedText for what fits in memory"
+            )
         if seq_len < 2:
             raise ValueError(f"seq_len is {seq_len}; predicting a token from another takes at least 2")
         if shuffle_rows < 1:
@@ -102,21 +108,24 @@ class StreamedText:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the first window and of how rows are made: all that is known before the end."""
-        first = next(self.windows(Place()))
-        rows, documents = len(first.tokens) // self.seq_len, len(first.ends)
-        settings = f"{first.read} {self.seq_len} {self.shuffle_rows} {self._isolate_documents}"
-        digest = hashlib.sha256(settings.encode()).hexdigest()
+        """SHA-256, in hex, of the first 64 rows and of how windows are made: all that is known without reading on."""
+        first = list(islice(self, _ROWS_HASHED))
+        if not first:
+            raise ValueError(f"dataset.source holds less text than one row of {self.seq_len} tokens; give it more")
+        digest = hashlib.sha256(f"{self.shuffle_rows}".encode())
+        for row in first:
+            for value in row.values():
+                digest.update(value.numpy().tobytes())
         log_rank_zero(
             get_logger("INFO"),
-            f"streaming: the first {rows} rows of {self.seq_len} hold {len(first.tokens)} tokens, {documents} documents end "
-            f"there; fingerprint {digest[:12]}",
+            f"streaming rows of {self.seq_len}, shuffled {self.shuffle_rows} at a time; fingerprint of the first {len(first)}: "
+            f"{digest.hexdigest()[:12]}",
         )
-        return digest
+        return digest.hexdigest()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Rows of one epoch, in the order of the corpus."""
-        for window in self._epoch(Place()):
+        for window in self._epoch(Place(), _ROWS_HASHED):
             for index in range(len(window.tokens) // self.seq_len):
                 yield self.row(window, index)
 
@@ -132,17 +141,23 @@ class StreamedText:
         )
 
     def windows(self, place: Place) -> Iterator[Window]:
-        """Windows without end, from ``place`` on."""
-        while True:
-            last: Window | None = None
-            for last in self._epoch(place):
-                yield last
-            if last is None:
-                raise ValueError(f"dataset.source holds less text than one row of {self.seq_len} tokens; give it more")
-            place = Place(epoch=place.epoch + 1, read=last.read)
+        """Windows without end, from ``place`` on.
 
-    def _epoch(self, place: Place) -> Iterator[Window]:
-        """Windows from ``place`` to the end of its epoch."""
+        Raises:
+            ValueError: the corpus ends before ``place``.
+        """
+        while True:
+            window: Window | None = None
+            for window in self._epoch(place, self.shuffle_rows):
+                yield window
+            if window is None:
+                raise ValueError(
+                    "the corpus ends before where the data stream to resume stands; restore its files or start a new run"
+                )
+            place = Place(epoch=place.epoch + 1, read=window.read)
+
+    def _epoch(self, place: Place, rows: int) -> Iterator[Window]:
+        """Windows of ``rows`` rows from ``place`` to the end of its epoch."""
         source = copy.deepcopy(self._source)  # reading changes it
         if place.source is not None:
             source.load_state_dict(place.source)
@@ -150,12 +165,12 @@ class StreamedText:
         tokens, ends = array("i"), array("q")
         # What was read together: the source's state before, and at which of `tokens` it begins.
         reads = deque([(place.source, -place.skip)])
-        tokens_of_window = self.shuffle_rows * self.seq_len
+        full = rows * self.seq_len
         number, read, skip, more = place.window, place.read, place.skip, True
         while True:
-            while more and len(tokens) < tokens_of_window:
-                texts = [document["text"] for document in islice(documents, _DOCUMENTS_AT_ONCE)]
-                more = len(texts) == _DOCUMENTS_AT_ONCE
+            while more and len(tokens) < full:
+                texts = _some(documents)
+                more = bool(texts)
                 encoded = encode_all(self._tokenizer, texts, add_bos=self._add_bos, add_eos=self._add_eos)
                 for document in filter(None, encoded):
                     tokens.extend(document)
@@ -163,7 +178,7 @@ class StreamedText:
                 if skip:
                     tokens, ends, skip = tokens[skip:], _behind(ends, skip), 0
                 reads.append((source.state_dict(), len(tokens)))
-            size = min(len(tokens), tokens_of_window) // self.seq_len * self.seq_len
+            size = min(len(tokens), full) // self.seq_len * self.seq_len
             if not size:
                 return
             while len(reads) > 1 and reads[1][1] <= 0:
@@ -181,6 +196,17 @@ class StreamedText:
             tokens, ends = tokens[size:], _behind(ends, size)
             reads = deque((state, begin - size) for state, begin in reads)
             number += 1
+
+
+def _some(documents: Iterator[dict[str, Any]]) -> list[str]:
+    """The next texts, none at the end."""
+    texts, characters = [], 0
+    for document in documents:
+        texts.append(document["text"])
+        characters += len(texts[-1])
+        if characters >= _CHARACTERS_AT_ONCE:
+            break
+    return texts
 
 
 def _behind(ends: array, size: int) -> array:
@@ -214,7 +240,15 @@ class StreamedBatches:
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._go_to(Place(), 0)
+        self._identity = {
+            "fingerprint": dataset.fingerprint,
+            "global_batch_size": batch_size * world_size,
+            "seed": seed,
+        }
+        self._windows = dataset.windows(Place())
+        self._window: Window | None = None
+        self._order: list[int] = []
+        self._taken = 0  # rows of the window
 
     @property
     def batches_per_epoch(self) -> int:
@@ -231,23 +265,19 @@ class StreamedBatches:
     def __next__(self) -> Batch:
         rows = []
         for number in range(self._batch_size * self._world_size):
-            if self._taken == len(self._order):
-                self._open(next(self._windows))
-            index = int(self._order[self._taken])
+            window = self._current()
+            index = self._order[self._taken]
             self._taken += 1
+            self.epoch = window.place.epoch
             if number % self._world_size == self._rank:
-                rows.append(self._dataset.row(self._window, index))
-        self.epoch = self._window.place.epoch
+                rows.append(self._dataset.row(window, index))
         return collate(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands (plain numbers and strings), in what, and a hash of all that was read."""
-        return {
-            **{f"window_{key}": value for key, value in vars(self._window.place).items()},
-            "rows": self._taken,
-            "read": self._window.read,
-            **self._identity(),
-        }
+        window = self._current()
+        at = {"place": dict(vars(window.place)), "rows": self._taken, "read": window.read}
+        return {"epoch": self.epoch, **at, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken.
@@ -255,32 +285,29 @@ class StreamedBatches:
         Raises:
             ValueError: it belongs to other data, another seed or another number of rows at a time.
         """
-        for key, here in self._identity().items():
+        for key, here in self._identity.items():
             if state[key] != here:
                 raise ValueError(
                     f"the data stream to resume has {key} {state[key]}, this run has {here}; make them equal (dataset, "
                     "tokenizer, seed, batch_size x processes) or start a new run"
                 )
-        self._go_to(Place(**{key: state[f"window_{key}"] for key in vars(Place())}), state["rows"])
-        if self._window.read != state["read"]:
+        self._windows = self._dataset.windows(Place(**state["place"]))
+        window = self._open()
+        if window.read != state["read"]:
             raise ValueError(
                 "the corpus has changed where the data stream to resume stands; restore its files or start a new run"
             )
-        self.epoch = self._window.place.epoch
+        self.epoch, self._taken = state["epoch"], state["rows"]
 
-    def _go_to(self, place: Place, rows: int) -> None:
-        self._windows = self._dataset.windows(place)
-        self._open(next(self._windows))
-        self._taken = rows
+    def _current(self) -> Window:
+        """The window that the next row is in."""
+        if self._window is None or self._taken == len(self._order):
+            return self._open()
+        return self._window
 
-    def _open(self, window: Window) -> None:
-        self._window, self._taken = window, 0
-        rows = len(window.tokens) // self._dataset.seq_len
-        self._order = np.random.default_rng([self._seed, window.place.epoch, window.place.window]).permutation(rows)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "fingerprint": self._dataset.fingerprint,
-            "global_batch_size": self._batch_size * self._world_size,
-            "seed": self._seed,
-        }
+    def _open(self) -> Window:
+        self._window = next(self._windows)
+        place, rows = self._window.place, len(self._window.tokens) // self._dataset.seq_len
+        self._order = np.random.default_rng([self._seed, place.epoch, place.window]).permutation(rows).tolist()
+        self._taken = 0
+        return self._window

@@ -24,9 +24,10 @@ from components.data import (
 
 
 @pytest.fixture(autouse=True)
-def few_documents_at_once(monkeypatch):
+def read_little_at_once(monkeypatch):
     """So that windows begin within, at and between what is read together."""
-    monkeypatch.setattr(streaming, "_DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(streaming, "_CHARACTERS_AT_ONCE", 20)
+    monkeypatch.setattr(streaming, "_ROWS_HASHED", 5)
 
 
 @pytest.fixture
@@ -231,3 +232,8 @@ def test_rows_in_memory_are_streamed_as_before_and_know_their_number(tokenizer):
 def test_what_gives_no_rows_is_refused(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         train_stream(streamed(tokenizer, **options), batch_size=1, seed=0)
+
+
+def test_what_is_in_memory_is_no_stream(tokenizer):
+    with pytest.raises(ValueError, match="source is no stream; use components.data.stream_text, or PackedText"):
+        StreamedText(tokenizer=tokenizer, source=datasets.Dataset.from_dict({"text": TEXTS}), seq_len=8)
