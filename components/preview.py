@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from components import training
-from components.data import collate
+from components.data import collate, first_rows
 from components.estimate import GIB, Memory, Step, estimate_memory, flops_of
 from components.features import FrozenNetwork
 from components.models import Policy, deferred_weights, known_config, parse_dtype, read_config, write_stand_in
@@ -119,7 +119,7 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
             missing.append(f"dataset is not here or cannot be read ({error})")
         else:
             training.check_parts(parts=parts, loss=loss, dataset=dataset)
-            found.batch = collate([dataset[row] for row in range(min(cfg.batch_size, len(dataset)))])
+            found.batch = collate(first_rows(dataset, cfg.batch_size))
     return found
 
 
