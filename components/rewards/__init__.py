@@ -1,6 +1,29 @@
 """Rewards: how good a rollout is."""
 
 from components.rewards.energy import FeatureMatchingReward
+from components.rewards.sandbox import Process, Result, Sandbox
+from components.rewards.unit_tests import UnitTests
+from components.rewards.verifiers import (
+    ExactMatch,
+    SentenceBLEU,
+    SentenceChrF,
+    Verifier,
+    VerifierReward,
+)
 from components.rewards.whitening import Whitened, Whitening, whiten
 
-__all__ = ["FeatureMatchingReward", "Whitened", "Whitening", "whiten"]
+__all__ = [
+    "ExactMatch",
+    "FeatureMatchingReward",
+    "Process",
+    "Result",
+    "Sandbox",
+    "SentenceBLEU",
+    "SentenceChrF",
+    "UnitTests",
+    "Verifier",
+    "VerifierReward",
+    "Whitened",
+    "Whitening",
+    "whiten",
+]
