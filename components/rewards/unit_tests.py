@@ -17,7 +17,7 @@ from components.rewards.verifiers import same_value
 Score = Literal["fraction", "all"]
 
 PASSED = b"PASSED"  # as guest.py writes it
-FENCED = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:\n?[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
+FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[ \t]*$", re.MULTILINE)
 
 
 class UnitTests:
@@ -108,11 +108,15 @@ class UnitTests:
 
 
 def join(context: str, completion: str, stop_sequences: Sequence[str] = ()) -> str:
-    """The program of a completion: its first fenced block, or else its text up to a stop sequence, behind ``context``."""
-    block = FENCED.search(completion)
-    if block is not None:
-        # It starts a line, and may well repeat what the context began.
-        return f"{context}\n{block[1]}\n"
+    """The program of a completion behind ``context``.
+
+    If the completion's first fence opens a block (it says ``python``, or nothing stands before it), that block is the code.
+    Otherwise the text is, up to a stop sequence: a fence in it ends the block that the prompt began.
+    """
+    fence = FENCE.search(completion)
+    if fence and (fence[1].lower() in ("python", "python3", "py") or not completion[: fence.start()].strip()):
+        code = FENCE.split(completion[fence.end() :], maxsplit=1)[0]
+        return f"{context}\n{code}\n"
     ends = [completion.find(stop) for stop in stop_sequences if stop in completion]
     return f"{context}{completion[: min(ends, default=None)]}\n"
 
