@@ -158,8 +158,9 @@ class Sandbox:
             result = self.run(HOSTILE.format(folder=folder, port=server.getsockname()[1]))
             if result.stdout != "42\n":
                 raise ValueError(
-                    f"bubblewrap (isolation) cannot run a program here: {_last_line(result.stderr) or result.status}; install "
-                    "bubblewrap 0.8 or newer (apt-get install bubblewrap) where user namespaces are allowed"
+                    f"bubblewrap (isolation) cannot run a program with {self.python} and the limits set: "
+                    f"{_last_line(result.stderr) or result.status}; it takes bubblewrap 0.8 or newer (apt-get install "
+                    "bubblewrap), user namespaces, and an interpreter that all users may read"
                 )
             try:
                 server.accept()
@@ -222,8 +223,7 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is None:
-            self._end("error")
+        self._end("error")
         self._channel.close()
         for pipe in self._outputs:
             pipe.close()
@@ -310,11 +310,12 @@ class Process:
         for fd in self._open - {self._exit}:
             while self._status is None and self._read(fd):
                 pass
-        if self._status is None:
-            self._end("ok")
+        self._end("ok")
 
     def _end(self, status: Status) -> None:
-        """Stop what still runs. Its number is free for others only after ``wait``, so this hits nobody else."""
+        """Stop what still runs, once: the number of a process belongs to it only until it has been waited for."""
+        if self._status is not None:
+            return
         self._status = status
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
