@@ -17,14 +17,14 @@ from components.prepare.help_pages import clean_pairs, flaw, read_gnome, read_li
 from components.prepare.humaneval import prepare_humaneval
 from components.prepare.problems import Problem, make_records
 from components.prepare.smollm2 import CHECKPOINT_FILES, check_smollm2, prepare_smollm2
-from components.prepare.source import Module
+from components.prepare.source import SourceModule
 from components.prepare.stdlib import is_mostly_data, prepare_stdlib, read_python_files
 from components.prepare.translation import make_record, prepare_translation, unpack
 
 __all__ = [
     "CHECKPOINT_FILES",
-    "Module",
     "Problem",
+    "SourceModule",
     "check_smollm2",
     "clean_pairs",
     "decontaminate",

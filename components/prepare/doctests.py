@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from components.prepare.problems import Problem
-from components.prepare.source import Module
+from components.prepare.source import SourceModule
 
 # Headings of examples, and directives of Sphinx with the indented lines below them.
 _LEFTOVERS = re.compile(
@@ -27,7 +27,7 @@ def read_doctests(package: str, root: Path, *, dropped: Counter[str]) -> Iterato
     for path in sorted(root.rglob("*.py")):
         name = ".".join([package, *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
         if "tests" not in path.parts:
-            module = Module(path.read_text(encoding="utf-8"))
+            module = SourceModule(path.read_text(encoding="utf-8"))
             for function in module.functions():
                 problem = _read_function(package, name, module, function, dropped)
                 if problem is not None:
@@ -35,7 +35,7 @@ def read_doctests(package: str, root: Path, *, dropped: Counter[str]) -> Iterato
 
 
 def _read_function(
-    package: str, module_name: str, module: Module, function: ast.FunctionDef, dropped: Counter[str]
+    package: str, module_name: str, module: SourceModule, function: ast.FunctionDef, dropped: Counter[str]
 ) -> Problem | None:
     documentation = ast.get_docstring(function) or ""
     if ">>>" not in documentation:

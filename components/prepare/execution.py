@@ -14,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# A module of this list computes, and touches nothing outside the process.
-PURE_MODULES = frozenset(
-    """
+# Modules that compute, and touch nothing outside the process.
+_PURE = """
     abc base64 binascii bisect calendar cmath collections colorsys contextlib copy dataclasses datetime decimal difflib
     enum fractions functools hashlib heapq html itertools json keyword math numbers operator pprint queue random re
     reprlib statistics string struct textwrap typing types unicodedata warnings zlib
-    """.split()
-)
+"""
+_PURE_MODULES = frozenset(_PURE.split())
 _IMPURE_NAMES = {"breakpoint", "compile", "eval", "exec", "exit", "globals", "input", "open", "quit", "__import__"}
 _CLOCKS = {"now", "today", "utcnow"}
 
@@ -129,7 +128,7 @@ def impurity(code: str) -> str | None:
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or "." * node.level]
         for name in names:
-            if name.split(".")[0] not in PURE_MODULES:
+            if name.split(".")[0] not in _PURE_MODULES:
                 return name
         if isinstance(node, ast.Name) and node.id in _IMPURE_NAMES:
             return node.id

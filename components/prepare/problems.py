@@ -79,12 +79,12 @@ def _make_record(problem: Problem, values: Mapping[str, Value]) -> Row | str:
     if not short:
         return f"examples longer than {MAX_TEST} characters"
     short = short[:MAX_TESTS]
+    if _constant_passes([value for _, value in short]):
+        return "a constant passes all tests"
     prompt, answer = _TASK.format(signature=problem.signature, description=problem.description), problem.code
     if len(short) > 1 and not _constant_passes([value for _, value in short[1:]]):
         shown, value = short.pop(0)
         prompt += _EXAMPLE.format(expression=shown, value=value.repr)
-    if _constant_passes([value for _, value in short]):
-        return "a constant passes the tests"
     if len(prompt) > MAX_PROMPT or len(answer) > MAX_COMPLETION:
         return f"prompt longer than {MAX_PROMPT} or answer longer than {MAX_COMPLETION} characters"
     return {

@@ -16,7 +16,7 @@ _BUILTINS = frozenset(dir(builtins))
 _BLANK_LINES = re.compile(rb".*\n(?:[ \t]*\n)*")
 
 
-class Module:
+class SourceModule:
     """A module's source, and what its top level defines and imports."""
 
     def __init__(self, text: str) -> None:
@@ -66,7 +66,8 @@ class Module:
         nodes = sorted(set(taken.values()), key=lambda node: node.lineno)
         constants = [self._text(node) for node in nodes if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
         definitions = [self._text(node) for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        head = "\n".join([*sorted(imports), *([""] if imports and constants else []), *constants])
+        plain_first = sorted(imports, key=lambda line: (line.startswith("from"), line))
+        head = "\n".join([*plain_first, *([""] if imports and constants else []), *constants])
         return "\n\n\n".join([*([head] if head else []), *definitions]) + "\n"
 
     def signature(self, function: ast.FunctionDef) -> str:
