@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from components import training
-from components.evaluation.measures import Measure
+from components.evaluation.measures import Measure, batches
 from components.models import Policy, deferred_weights
 from components.training.config import is_component
 
@@ -118,8 +118,11 @@ def check_candidates(candidates: list[Candidate], measures: Mapping[str, Measure
         vocab_size: of the tokenizer.
 
     Raises:
-        ValueError: a checkpoint that cannot be loaded, has another vocabulary, or reads less far than a measure asks.
+        ValueError: too few rows; a checkpoint that cannot be loaded, has another vocabulary, or reads less far than a measure
+            asks.
     """
+    for name, measure in measures.items():
+        batches(measure, name)
     vocabularies: dict[str, Any] = {}
     for candidate in candidates:
         policy = candidate.load()

@@ -8,6 +8,7 @@ meet the same, on any number of processes.
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,6 +73,21 @@ class Found:
     texts: list[dict[str, Any]] = field(default_factory=list)
 
 
+def batches(measure: Measure, name: str) -> Collection[Batch]:
+    """This rank's batches.
+
+    Raises:
+        ValueError: fewer rows than one batch on every rank takes.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    try:
+        return batch_loader(
+            measure.dataset, batch_size=measure.batch_size, seed=0, shuffle=False, rank=rank, world_size=world_size
+        )
+    except ValueError as error:
+        raise ValueError(f"measures.{name}: {error}") from error
+
+
 @torch.no_grad()
 def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.device, seed: int) -> Found:
     """Measure ``policy`` on all rows. Collective; every rank gets the whole result.
@@ -81,12 +97,9 @@ def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.de
         ValueError: what the measure refuses, or no row in which there was anything to measure.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    loader = batch_loader(
-        measure.dataset, batch_size=measure.batch_size, seed=0, shuffle=False, rank=rank, world_size=world_size
-    )
     rng = torch.Generator().manual_seed(seed)
     found: list[tuple[str, Row]] = []
-    bar = tqdm(loader, desc=name, leave=False, disable=not (training.is_main() and sys.stderr.isatty()))
+    bar = tqdm(batches(measure, name), desc=name, leave=False, disable=not (training.is_main() and sys.stderr.isatty()))
     for batch in training.phases(name, bar):
         records = batch.records or [{}] * len(batch.tokens)
         for record, row in zip(records, measure(policy, batch.to(device), rng), strict=True):

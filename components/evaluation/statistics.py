@@ -73,48 +73,49 @@ def compare(scores: Mapping[str, Scores], *, resamples: int, seed: int) -> dict[
     """
     first = next(iter(scores.values()))
     assert all(each.groups == first.groups and each.combine == first.combine for each in scores.values())
-    names, group_of_row = np.unique(first.groups, return_inverse=True)
-    tables: dict[tuple[str, str], Array] = {}
-    for metric in first.sums:
-        for checkpoint, each in scores.items():
-            rows = np.asarray(each.sums[metric], dtype=np.float64)
-            tables[metric, checkpoint] = np.zeros((len(names), rows.shape[1]))
-            np.add.at(tables[metric, checkpoint], group_of_row, rows)
-    columns = np.concatenate(list(tables.values()), axis=1)
-    drawn = _resample(columns, resamples, seed)
+    widths = [len(rows[0]) for rows in first.sums.values()]
+    ends = np.cumsum(widths)
+    sums = {checkpoint: _sum_by_group(each) for checkpoint, each in scores.items()}
+    drawn = {checkpoint: _resample(each, resamples, seed) for checkpoint, each in sums.items()}
 
-    values, draws = {}, {}
-    starts = np.cumsum([0, *(table.shape[1] for table in tables.values())])
-    for key, start, stop in zip(tables, starts[:-1], starts[1:], strict=True):
-        combine = COMBINE[first.combine.get(key[0], "mean")]
-        values[key] = float(combine(columns[:, start:stop].sum(axis=0)))
-        draws[key] = combine(drawn[:, start:stop])
-    base = next(iter(scores))
-    return {
-        metric: {
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for metric, width, end in zip(first.sums, widths, ends, strict=True):
+        combine, columns = COMBINE[first.combine.get(metric, "mean")], slice(end - width, end)
+        values = {checkpoint: float(combine(each[:, columns].sum(axis=0))) for checkpoint, each in sums.items()}
+        draws = {checkpoint: combine(each[:, columns]) for checkpoint, each in drawn.items()}
+        base = next(iter(scores))
+        estimates[metric] = {
             checkpoint: Estimate(
-                value=values[metric, checkpoint],
-                interval=_interval(draws[metric, checkpoint]) if len(names) > 1 else None,
-                difference=values[metric, checkpoint] - values[metric, base],
-                difference_interval=(
-                    _interval(draws[metric, checkpoint] - draws[metric, base]) if len(names) > 1 else None
-                ),
+                value=values[checkpoint],
+                interval=_interval(draws[checkpoint], first.groups),
+                difference=values[checkpoint] - values[base],
+                difference_interval=_interval(draws[checkpoint] - draws[base], first.groups),
             )
             for checkpoint in scores
         }
-        for metric in first.sums
-    }
+    return estimates
 
 
-def _resample(columns: Array, resamples: int, seed: int) -> Array:
-    """Sums ``[resamples, C]`` of rows of ``columns`` ``[groups, C]`` drawn with replacement."""
+def _sum_by_group(scores: Scores) -> Array:
+    """``[groups, C]``: the statistics of all metrics, side by side."""
+    _, group_of_row = np.unique(scores.groups, return_inverse=True)
+    rows = np.concatenate([np.asarray(each, dtype=np.float64) for each in scores.sums.values()], axis=1)
+    sums = np.zeros((group_of_row.max() + 1, rows.shape[1]))
+    np.add.at(sums, group_of_row, rows)
+    return sums
+
+
+def _resample(sums: Array, resamples: int, seed: int) -> Array:
+    """``[resamples, C]``: sums over groups, of ``[groups, C]``, that are drawn with replacement."""
     rng = np.random.default_rng(seed)
-    groups = len(columns)
+    groups = len(sums)
     counts = (np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(resamples))
-    return np.stack([count @ columns for count in counts])
+    return np.stack([count @ sums for count in counts])
 
 
-def _interval(draws: Array) -> tuple[float, float]:
+def _interval(draws: Array, groups: list[str]) -> tuple[float, float] | None:
+    if len(set(groups)) < 2:
+        return None
     # A resample without anything to measure says nothing.
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -33,29 +33,32 @@ def comparison(summary: Mapping[str, Any]) -> Iterator[Table]:
             for k in dict.fromkeys((min(points), max(points))):
                 metrics[f"{curve}/{k}"] = points[k]
         notes = "".join(f"\n{metric}: {note}" for metric, note in measure["notes"].items())
+        first = next(iter(summary["checkpoints"]))
         table = Table(
             title=f"{name}: {measure['rows']} rows, {measure['groups']} groups",
-            caption=f"[{measure['level']:.0%} bootstrap intervals], Δ: paired difference to the first{notes}",
+            caption=f"bootstrap intervals of {measure['level']:.0%}; differences are paired{notes}",
         )
-        table.add_column("metric")
-        for checkpoint in summary["checkpoints"]:
-            table.add_column(checkpoint, justify="right")
+        table.add_column("metric", overflow="fold")
+        table.add_column("checkpoint")
+        for heading in ("value", "interval", f"minus {first}", "interval"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for metric, estimates in metrics.items():
-            first = next(iter(estimates))
-            table.add_row(metric, *(_cell(each, first=each is estimates[first]) for each in estimates.values()))
+            for checkpoint, each in estimates.items():
+                own = f"{each['value']:.4f}", _bounds(each["interval"], sign="")
+                paired = f"{each['difference']:+.4f}", _bounds(each["difference_interval"], sign="+")
+                is_first = checkpoint == first
+                table.add_row(
+                    metric if is_first else "",
+                    checkpoint,
+                    *own,
+                    *(("", "") if is_first else paired),
+                    end_section=checkpoint == list(estimates)[-1],
+                )
         yield table
 
 
-def _cell(estimate: Mapping[str, Any], *, first: bool) -> str:
-    text = f"{estimate['value']:.4f}{_bounds(estimate['interval'], sign='')}"
-    if not first:
-        text += f"\nΔ {estimate['difference']:+.4f}{_bounds(estimate['difference_interval'], sign='+')}"
-    return text
-
-
 def _bounds(interval: tuple[float, float] | None, *, sign: str) -> str:
-    # Escaped, since rich takes brackets for markup.
-    return "" if interval is None else f" \\[{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]"
+    return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
 
 
 def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
