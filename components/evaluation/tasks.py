@@ -200,7 +200,8 @@ class Translation(_Generation):
         ours = [" ".join(text.split()) for (text,) in texts]
         references = [" ".join(str(record["completion"]).split()) for record in records]
         judged: list[tuple[dict[str, list[float]], dict[str, Any]]] = [
-            ({}, {"completion": text, "reference": reference}) for text, reference in zip(ours, references, strict=True)
+            ({}, {"source": record.get("source"), "completion": text, "reference": reference})
+            for record, text, reference in zip(records, ours, references, strict=True)
         ]
         for name, metric in self.metrics.items():
             # Not public, but what sacrebleu's own significance tests are made of.
@@ -223,7 +224,10 @@ def _load_comet(name: str) -> Any:
     try:
         comet = importlib.import_module("comet")
     except ImportError as error:
-        raise ValueError(f"comet is {name!r}, and the package unbabel-comet is not installed; install it") from error
+        raise ValueError(
+            f"comet is {name!r}, and the package unbabel-comet is not installed; install it (up to 2.2.7 it insists on numpy "
+            "below 2, so with --no-deps), or leave comet out and give completions/ to comet-score in another environment"
+        ) from error
     return comet.load_from_checkpoint(name if name.endswith(".ckpt") else comet.download_model(name))
 
 

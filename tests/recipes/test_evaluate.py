@@ -302,7 +302,7 @@ def test_a_run_is_measured_as_it_validated_itself_with_adapters_and_without(mate
         ("measures.completions.generator.stop_tokens=[]", "generator.stop_tokens is empty"),
         ("measures.completions.generator.rollout_len=300", "measures.completions reaches position 3"),
         ("measures.translation.generator.num_samples=2", "a corpus has one translation of each text"),
-        ("measures.translation.comet=Unbabel/wmt22-comet-da", "the package unbabel-comet is not installed; install it"),
+        ("measures.translation.comet=Unbabel/wmt22-comet-da", "the package unbabel-comet is not installed"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_measured(overrides, setting, message, capsys, monkeypatch):
