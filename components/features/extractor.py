@@ -4,7 +4,7 @@ Order of operations, as in the authors' code: take the hidden states after some 
 pool over the window. Everything after the network is float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -56,7 +56,6 @@ class HiddenStateFeatures:
         self.norm = norm
         network.keep_layers(self.taps[-1])
 
-    @torch.no_grad()
     def __call__(self, batch: Batch, rollouts: Rollouts) -> Features:
         """Features of ``rollouts`` and of the windows of ``batch`` behind the same prefixes; a block counts where its
         rollouts do.
@@ -64,18 +63,25 @@ class HiddenStateFeatures:
         Raises:
             FloatingPointError: non-finite features (naming the first block).
         """
+        return next(self.prefixes(batch, rollouts, [rollouts.tokens.shape[-1]]))
+
+    @torch.no_grad()
+    def prefixes(self, batch: Batch, rollouts: Rollouts, lengths: Sequence[int]) -> Iterator[Features]:
+        """What a call gives for the first ``T`` tokens of ``rollouts``, for each ``T`` of ``lengths``: from one forward, since
+        a token does not see those behind it."""
         layout, states = self.network(batch, rollouts, self.taps)
         index, in_prompt = target_windows(rollouts.anchors, rollouts.tokens.shape[-1], layout.prompt_len)
         own_document = batch.doc_ids.gather(1, index.flatten(1)).view(index.shape) >= 0
         target_mask = in_prompt & own_document
-        mask = rollouts.mask.any(dim=-1).any(dim=1)
-        features = Features(
-            rollout=self._embed([layout.unpack(h) for h in states], rollouts.mask),
-            target=self._embed([_take(h, index) for h in states], target_mask),
-            mask=mask,
-        )
-        _require_finite(features)
-        return features
+        blocks, windows = [layout.unpack(h) for h in states], [_take(h, index) for h in states]
+        for T in lengths:
+            features = Features(
+                rollout=self._embed([h[..., :T, :] for h in blocks], rollouts.mask[..., :T]),
+                target=self._embed([h[..., :T, :] for h in windows], target_mask[..., :T]),
+                mask=rollouts.mask[..., :T].any(dim=-1).any(dim=1),
+            )
+            _require_finite(features)
+            yield features
 
     def _embed(self, states: list[Tensor], mask: Tensor) -> Tensor:
         """``[..., G, width]`` per layer and ``[..., G]`` bool to ``[..., D]`` (``[..., layers, D]`` if stacked)."""

@@ -1,10 +1,11 @@
 """The language model as the pipeline sees it: log-probs of rollouts, and the two calls that draw them.
 
-``Policy`` is the FSDP root. Its methods ``forward``, ``prefill``, ``decode`` and ``read`` are the only places where its weights
-are read, so each can run inside FSDP's hooks (``components.training.distributed`` registers all but the first).
+``Policy`` is the FSDP root. Its methods ``forward``, ``prefill``, ``decode``, ``read`` and ``entropies`` are the only places
+where its weights are read, so each can run inside FSDP's hooks (``components.training.distributed`` registers all but the
+first).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,11 +70,7 @@ class Policy(nn.Module):
         """
         if temperature <= 0:
             raise ValueError(f"log-probs at temperature {temperature} are not defined; give one above 0")
-        B, n, K, G = rollouts.tokens.shape
-        layout = PackedLayout(doc_ids=batch.doc_ids, anchors=rollouts.anchors, num_samples=n, block_len=G - 1)
-        h = self._hidden(
-            layout.pack(batch.tokens, rollouts.tokens[..., :-1]), layout.positions(), PackedAttention(layout)
-        )
+        layout, h = self._read_blocks(batch, rollouts)
         # A block's first token is predicted by its prefix, once for all samples; the others in the block.
         first = (
             _gather(h, rollouts.anchors - 1).float() / temperature,
@@ -132,6 +129,24 @@ class Policy(nn.Module):
         """As a feature network: the layout of the packed sequence, and ``[B, S, width]`` after each of the layers ``taps``."""
         return read_packed(self.decoder, batch, rollouts, taps)
 
+    @torch.no_grad()
+    def entropies(self, batch: Batch, rollouts: Rollouts, temperatures: Sequence[float]) -> Tensor:
+        """Entropy in nats of the distribution that each rollout token was, or could have been, drawn from.
+
+        Returns:
+            ``[len(temperatures), B, n, K, G]`` float32.
+        """
+        layout, h = self._read_blocks(batch, rollouts)
+        first, later = _gather(h, rollouts.anchors - 1), layout.unpack(h)  # [B, K, width], [B, n, K, G-1, width]
+        first = first[:, None, :, None].expand(*later.shape[:3], 1, -1)
+        rows = torch.cat((first, later), dim=3).flatten(0, -2)
+        parts = []
+        for r in self._chunks(len(rows)):
+            logits = self._logits(rows[r])
+            logprobs = [(logits / temperature).log_softmax(dim=-1) for temperature in temperatures]
+            parts.append(torch.stack([-(p.exp() * p).sum(dim=-1) for p in logprobs]))
+        return torch.cat(parts, dim=1).view(len(temperatures), *rollouts.tokens.shape)
+
     @property
     def kv_heads(self) -> int:
         """Distinct key/value heads, for the cache."""
@@ -148,6 +163,13 @@ class Policy(nn.Module):
                 f"sequence and rollout reach position {length}, the model was built for {self.decoder.max_seq_len}; "
                 "shorten dataset.seq_len or generator.rollout_len"
             )
+
+    def _read_blocks(self, batch: Batch, rollouts: Rollouts) -> tuple[PackedLayout, Tensor]:
+        """Hidden states of prompt and blocks, without the blocks' last tokens, and the layout they stand in."""
+        _, n, _, G = rollouts.tokens.shape
+        layout = PackedLayout(doc_ids=batch.doc_ids, anchors=rollouts.anchors, num_samples=n, block_len=G - 1)
+        packed = layout.pack(batch.tokens, rollouts.tokens[..., :-1])
+        return layout, self._hidden(packed, layout.positions(), PackedAttention(layout))
 
     def _hidden(self, tokens: Tensor, positions: Tensor, pattern: AttentionPattern) -> Tensor:
         decoder = self.decoder

@@ -1,6 +1,7 @@
 """What people look at after a run: plots and tables."""
 
+from components.report.comparison import comparison, plot_comparison
 from components.report.curves import plot_run
 from components.report.summary import before_after
 
-__all__ = ["before_after", "plot_run"]
+__all__ = ["before_after", "comparison", "plot_comparison", "plot_run"]

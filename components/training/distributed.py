@@ -171,7 +171,7 @@ def shard(
         fully_shard(layer, **settings)
     fully_shard(policy, **settings)
     materialize(policy, device, cpu_offload=cpu_offload)  # reads this rank's shards only
-    for method in ("prefill", "decode", "read"):
+    for method in ("prefill", "decode", "read", "entropies"):
         register_fsdp_forward_method(policy, method)
 
 
