@@ -11,9 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from components.prepare.execution import ProgramRunner, evaluate, impurity
+from components.prepare.execution import evaluate, impurity
 from components.prepare.problems import MAX_COMPLETION, MAX_PROMPT, MAX_TESTS, Problem
+
+if TYPE_CHECKING:
+    from components.rewards import Sandbox
 
 _FUNCTION = "main_solution"
 # Comments that are the same in every program, and instructions to the model that wrote it.
@@ -25,12 +29,12 @@ _BOILERPLATE = re.compile(
 _INPUTS = "[generate_inputs(Random(seed)) for seed in range({count})]"
 
 
-def read_codeio(path: Path, *, runner: ProgramRunner, dropped: Counter[str]) -> list[Problem]:
+def read_codeio(path: Path, *, sandbox: "Sandbox", dropped: Counter[str]) -> list[Problem]:
     """Problems of a CodeI/O file whose programs are pure computation, with inputs drawn by their own generators.
 
     Args:
         path: of ``codeio.jsonl.gz``.
-        runner: runs the generators of inputs.
+        sandbox: runs the generators of inputs.
         dropped: counts the rows left out, by reason.
     """
     rows = []
@@ -44,7 +48,7 @@ def read_codeio(path: Path, *, runner: ProgramRunner, dropped: Counter[str]) -> 
                 dropped[f"prompt longer than {MAX_PROMPT} or answer longer than {MAX_COMPLETION} characters"] += 1
             else:
                 rows.append((line, code, row))
-    inputs = _draw_inputs([(code, row["input_generator"]) for _, code, row in rows], runner)
+    inputs = _draw_inputs([(code, row["input_generator"]) for _, code, row in rows], sandbox)
     problems = []
     for (line, code, row), examples in zip(rows, inputs, strict=True):
         if examples:
@@ -79,12 +83,12 @@ def clean(code: str) -> str:
     return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines).strip()) + "\n"
 
 
-def _draw_inputs(cases: Sequence[tuple[str, str]], runner: ProgramRunner) -> list[list[str]]:
+def _draw_inputs(cases: Sequence[tuple[str, str]], sandbox: "Sandbox") -> list[list[str]]:
     """Calls of each program with inputs from its generator, without repetitions."""
     expression = _INPUTS.format(count=2 * MAX_TESTS)
     programs = [(f"{code}\nfrom random import Random\n{generator}", [expression]) for code, generator in cases]
     calls = []
-    for values in evaluate(programs, runner=runner):
+    for values in evaluate(programs, sandbox=sandbox):
         drawn = json.loads(values[expression].json) if expression in values else []
         arguments = (", ".join(f"{name}={value!r}" for name, value in inputs.items()) for inputs in drawn)
         calls.append(list(dict.fromkeys(f"{_FUNCTION}({listed})" for listed in arguments)))

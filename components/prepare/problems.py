@@ -4,9 +4,13 @@ import doctest
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from components.prepare.corpus import Row
-from components.prepare.execution import ProgramRunner, Value, evaluate
+from components.prepare.execution import Value, evaluate
+
+if TYPE_CHECKING:
+    from components.rewards import Sandbox
 
 # In characters; what is longer is left out.
 MAX_PROMPT = 2000
@@ -44,7 +48,7 @@ class Problem:
     examples: Mapping[str, str | None]
 
 
-def make_records(problems: Sequence[Problem], *, runner: ProgramRunner, dropped: Counter[str]) -> list[Row]:
+def make_records(problems: Sequence[Problem], *, sandbox: "Sandbox", dropped: Counter[str]) -> list[Row]:
     """Records of the problems whose reference answer was seen to give plain, repeatable and telling values.
 
     Where two or more examples are usable, the prompt shows the first, which is then not tested: what is tested is never
@@ -52,10 +56,10 @@ def make_records(problems: Sequence[Problem], *, runner: ProgramRunner, dropped:
 
     Args:
         problems: in the order of the records.
-        runner: runs the reference answers.
+        sandbox: runs the reference answers.
         dropped: counts what is left out, by reason.
     """
-    outcomes = evaluate([(problem.code, list(problem.examples)) for problem in problems], runner=runner)
+    outcomes = evaluate([(problem.code, list(problem.examples)) for problem in problems], sandbox=sandbox)
     records = []
     for problem, values in zip(problems, outcomes, strict=True):
         record = _make_record(problem, values)

@@ -27,9 +27,7 @@ from components.prepare import (
     read_examples,
 )
 from components.prepare.corpus import find_package
-from components.prepare.execution import Subprocesses
-
-RUNNER = Subprocesses()
+from components.rewards import UnitTests
 
 
 def rows_of(path):
@@ -169,15 +167,15 @@ def test_examples_are_expressions_with_the_function_and_variables_become_their_v
         ("calls.append(0) or len(calls)", None),  # and this one's value on what was asked before
     ],
 )
-def test_only_plain_values_that_do_not_depend_on_the_run_are_kept(expression, json_text):
+def test_only_plain_values_that_do_not_depend_on_the_run_are_kept(sandbox, expression, json_text):
     code = "calls = []"
-    ((values),) = evaluate([(code, [expression, "calls.append(0)"])], runner=RUNNER)
+    ((values),) = evaluate([(code, [expression, "calls.append(0)"])], sandbox=sandbox)
     assert (values[expression].json if expression in values else None) == json_text
 
 
-def test_code_that_fails_or_does_not_end_has_no_values():
+def test_code_that_fails_or_does_not_end_has_no_values(sandbox):
     cases = [("raise ValueError", ["1"]), ("while True: pass", ["1"]), ("x = 1", ["x"])]
-    assert [set(values) for values in evaluate(cases, runner=Subprocesses(seconds=2.0))] == [set(), set(), {"x"}]
+    assert [set(values) for values in evaluate(cases, sandbox=sandbox)] == [set(), set(), {"x"}]
 
 
 @pytest.mark.parametrize(
@@ -210,13 +208,15 @@ def problem_of(examples, **changes):
     return Problem(**(values | changes))
 
 
-def records_of(*problems):
+def records_of(sandbox, *problems):
     dropped = Counter()
-    return make_records(problems, runner=RUNNER, dropped=dropped), dict(dropped)
+    return make_records(problems, sandbox=sandbox, dropped=dropped), dict(dropped)
 
 
-def test_a_record_shows_its_first_example_and_tests_the_others():
-    (record,), dropped = records_of(problem_of({"double(1)": "2", "double('a')": None, "double([0])": "[0, 0]"}))
+def test_a_record_shows_its_first_example_and_tests_the_others(sandbox):
+    (record,), dropped = records_of(
+        sandbox, problem_of({"double(1)": "2", "double('a')": None, "double([0])": "[0, 0]"})
+    )
     assert record == {
         "id": "m.double",
         "group": "m",
@@ -233,8 +233,8 @@ def test_a_record_shows_its_first_example_and_tests_the_others():
     assert not dropped
 
 
-def test_an_example_is_not_shown_if_a_constant_would_pass_the_others():
-    (record,), _ = records_of(problem_of({"double(1) > 1": None, "double(0) > 1": None}))
+def test_an_example_is_not_shown_if_a_constant_would_pass_the_others(sandbox):
+    (record,), _ = records_of(sandbox, problem_of({"double(1) > 1": None, "double(0) > 1": None}))
     assert "For example" not in record["prompt"]
     assert [test["expected"] for test in record["tests"]] == ["true", "false"]
 
@@ -249,8 +249,8 @@ def test_an_example_is_not_shown_if_a_constant_would_pass_the_others():
         ({"examples": {"double(3)": None}, "description": "x" * 2000}, "prompt longer than 2000"),
     ],
 )
-def test_problems_that_cannot_be_judged_are_left_out_with_the_reason(changes, reason):
-    records, dropped = records_of(problem_of(**changes))
+def test_problems_that_cannot_be_judged_are_left_out_with_the_reason(sandbox, changes, reason):
+    records, dropped = records_of(sandbox, problem_of(**changes))
     assert not records
     ((found, count),) = dropped.items()
     assert found.startswith(reason)
@@ -280,14 +280,14 @@ def codeio_file(folder, *rows):
     return path
 
 
-def test_codeio_programs_get_inputs_from_their_own_generator(tmp_path):
+def test_codeio_programs_get_inputs_from_their_own_generator(sandbox, tmp_path):
     rows = [
         (CODE, GENERATOR),
         (CODE.replace("math", "numpy"), GENERATOR),
         (CODE, "def generate_inputs(rng):\n    raise ValueError\n"),
     ]
     dropped = Counter()
-    (problem,) = read_codeio(codeio_file(tmp_path, *rows), runner=RUNNER, dropped=dropped)
+    (problem,) = read_codeio(codeio_file(tmp_path, *rows), sandbox=sandbox, dropped=dropped)
     assert sorted(dropped.values()) == [1, 1]
     # "import random" is not used, and the first and third comment are the same in every program.
     assert problem.code == (
@@ -296,7 +296,7 @@ def test_codeio_programs_get_inputs_from_their_own_generator(tmp_path):
     assert problem.signature == "main_solution(x, y)"
     drawn = dict.fromkeys(random.Random(seed).randint(0, 99) for seed in range(16))
     assert list(problem.examples) == [f"main_solution(x={x}, y=1)" for x in drawn]
-    (record,), _ = records_of(problem)
+    (record,), _ = records_of(sandbox, problem)
     assert record["tests"][0]["expected"] == json.dumps({"sum": list(drawn)[1] + 1})
 
 
@@ -369,7 +369,7 @@ def packages(tmp_path, monkeypatch):
     return root
 
 
-def test_a_coding_corpus_is_the_same_each_time_and_its_answers_pass_its_tests(packages, tmp_path):
+def test_a_coding_corpus_is_the_same_each_time_and_its_answers_pass_its_tests(sandbox, packages, tmp_path):
     for name in ("one", "two"):
         main(["coding", "--output-dir", str(tmp_path / name), "--validation-fraction", "0.2", "--test-fraction", "0.2"])
     names = ["MANIFEST.json", "README.md", "test.jsonl", "train.jsonl", "validation.jsonl"]
@@ -383,10 +383,7 @@ def test_a_coding_corpus_is_the_same_each_time_and_its_answers_pass_its_tests(pa
     assert {source["version"] for source in manifest["sources"]} == {"1.2"}
     rows = [row for part in ("train", "validation", "test") for row in rows_of(tmp_path / "one" / f"{part}.jsonl")]
     assert len({row["id"] for row in rows}) == len(rows) == 21
-    for row in rows:
-        exec(row["completion"].removeprefix("```python\n").removesuffix("```"), namespace := {})
-        for test in row["tests"]:
-            assert eval(test["expression"], namespace) == json.loads(test["expected"])
+    assert UnitTests(sandbox=sandbox)([row["completion"] for row in rows], rows) == [1.0] * 21
 
 
 def test_humaneval_continues_its_prompt(packages, tmp_path):
@@ -546,12 +543,12 @@ def test_a_missing_debian_package_or_tool_is_named(debian_packages, tmp_path, mo
 
 
 @pytest.mark.skipif(find_spec("toolz") is None, reason="needs the package toolz (make corpora)")
-def test_functions_of_toolz_become_records():
+def test_functions_of_toolz_become_records(sandbox):
     names = ("frequencies", "get_in", "interpose")
     dropped = Counter()
     found = read_doctests("toolz", find_package("toolz", install=""), dropped=dropped)
     problems = [problem for problem in found if problem.name in names]
-    records = make_records(problems, runner=RUNNER, dropped=dropped)
+    records = make_records(problems, sandbox=sandbox, dropped=dropped)
     assert sorted(record["id"] for record in records) == [
         "toolz.dicttoolz.get_in",
         "toolz.itertoolz.frequencies",
