@@ -104,10 +104,10 @@ def drop_repeated(records: Iterable[Row], *, seen: Iterable[Row], dropped: Count
 
 
 def decontaminate(records: Iterable[Row], held_out: Iterable[Row], *, dropped: Counter[str]) -> list[Row]:
-    """Records that share neither the function's name nor 20 words in a row with a problem kept for evaluation.
+    """Records that share neither a function's name nor 20 words in a row with a problem kept for evaluation.
 
     Args:
-        records: with ``name``.
+        records: in whose answers any function counts, helpers too.
         held_out: records with ``entry_point``.
         dropped: counts what is left out, by reason.
     """
@@ -116,7 +116,7 @@ def decontaminate(records: Iterable[Row], held_out: Iterable[Row], *, dropped: C
     grams = set().union(*(_ngrams(row["prompt"] + row["completion"]) for row in held_out))
     kept = []
     for record in records:
-        if record["name"].lower() in names:
+        if names.intersection(re.findall(r"def (\w+)", record["completion"].lower())):
             dropped["function of the same name in HumanEval"] += 1
         elif not grams.isdisjoint(_ngrams(record["prompt"] + record["completion"])):
             dropped[f"{_NGRAM} words in a row also in HumanEval"] += 1

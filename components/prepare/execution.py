@@ -8,7 +8,7 @@ import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a corpus without code to run should not wait for torch, nor should --help
     from components.rewards import Result, Sandbox
@@ -23,10 +23,13 @@ _PURE_MODULES = frozenset(_PURE.split())
 _IMPURE_NAMES = {"breakpoint", "compile", "eval", "exec", "exit", "globals", "input", "open", "quit", "__import__"}
 _CLOCKS = {"now", "today", "utcnow"}
 
-# The sandbox's interpreter has a hash seed of its own, so it starts itself again with the one asked for.
+# The sandbox's interpreter has a hash seed of its own, so it starts another for each run.
 _PROGRAM = """
 import os, sys
-os.execve(sys.executable, [sys.executable, "-s", "-S", "-P", "-c", {harness!r}], {{"PYTHONHASHSEED": "{seed}"}})
+for seed, harness in {runs!r}:
+    command = [sys.executable, "-s", "-S", "-P", "-c", harness]
+    if os.spawnve(os.P_WAIT, sys.executable, command, {{"PYTHONHASHSEED": seed}}):
+        sys.exit(1)
 """
 _HARNESS = """
 import io, json, math, sys
@@ -51,7 +54,7 @@ for expression in {expressions!r}:
             values[expression] = [json.dumps(value), repr(value)]
     except Exception:
         pass
-stdout.write(json.dumps(values))
+print(json.dumps(values), file=stdout)
 """
 
 
@@ -74,26 +77,26 @@ def evaluate(cases: Sequence[tuple[str, Sequence[str]]], *, sandbox: "Sandbox") 
         Per case the expressions whose value is plain (None, booleans, strings, finite numbers; lists, tuples, and
         dictionaries with strings as keys, of such) and the same in both runs.
     """
-    orders = [(code, list(expressions)) for code, expressions in cases]
-    forward = [_program(code, expressions, seed=1) for code, expressions in orders]
-    backward = [_program(code, expressions[::-1], seed=2) for code, expressions in orders]
-    results = [_values(result) for result in sandbox.map(forward + backward)]
-    pairs = zip(results[: len(orders)], results[len(orders) :], strict=True)
-    return [
-        {expression: value for expression, value in one.items() if other.get(expression) == value}
-        for one, other in pairs
-    ]
+    results = sandbox.map(_program(code, list(expressions)) for code, expressions in cases)
+    return [_agreed(result) for result in results]
 
 
-def _program(code: str, expressions: Sequence[str], *, seed: int) -> str:
-    return _PROGRAM.format(harness=_HARNESS.format(code=code, expressions=list(expressions)), seed=seed)
+def _program(code: str, expressions: list[str]) -> str:
+    orders = {"1": expressions, "2": expressions[::-1]}  # by hash seed
+    runs = [(seed, _HARNESS.format(code=code, expressions=order)) for seed, order in orders.items()]
+    return _PROGRAM.format(runs=runs)
 
 
-def _values(result: "Result") -> dict[str, Value]:
+def _agreed(result: "Result") -> dict[str, Value]:
+    """Values that are the same in both lines of output."""
     if result.status != "ok":
         return {}
-    found: dict[str, Any] = json.loads(result.stdout)
-    return {expression: Value(json=text, repr=shown) for expression, (text, shown) in found.items()}
+    one, other = map(json.loads, result.stdout.splitlines())
+    return {
+        expression: Value(json=text, repr=shown)
+        for expression, (text, shown) in one.items()
+        if other.get(expression) == [text, shown]
+    }
 
 
 def impurity(code: str) -> str | None:

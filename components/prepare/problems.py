@@ -31,7 +31,6 @@ class Problem:
         id: unique in the corpus.
         group: what the split keeps together.
         origin: the package it comes from.
-        name: of the function.
         signature: as the prompt gives it.
         description: what it has to do.
         code: the reference answer, which stands alone.
@@ -41,7 +40,6 @@ class Problem:
     id: str
     group: str
     origin: str
-    name: str
     signature: str
     description: str
     code: str
@@ -98,7 +96,6 @@ def _make_record(problem: Problem, values: Mapping[str, Value]) -> Row | str:
         "prompt": prompt,
         "completion": _ANSWER.format(code=answer),
         "context": "",
-        "name": problem.name,
         "tests": [{"expression": expression, "expected": value.json} for expression, value in short],
     }
 

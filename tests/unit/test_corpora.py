@@ -103,23 +103,19 @@ def helper(x) -> int:
 """
 
 
-def function_of(module, name):
-    return next(function for function in module.functions() if function.name == name)
-
-
 def test_a_function_is_cut_out_with_all_it_uses_and_nothing_else():
     module = SourceModule(MODULE)
-    code = module.stand_alone(function_of(module, "total"))
+    code = module.stand_alone(module.function("total"))
     assert code == STAND_ALONE
     exec(code, namespace := {})
     assert namespace["total"]([[1, 2], [3]], 3) == 6 * (2 + 3)
-    assert module.signature(function_of(module, "total")) == "total(rows, scale: int=2)"
+    assert module.signature(module.function("total")) == "total(rows, scale: int=2)"
 
 
 @pytest.mark.parametrize("name", ["foreign", "undefined"])
 def test_a_function_that_needs_another_package_or_what_is_nowhere_does_not_stand_alone(name):
     module = SourceModule(MODULE)
-    assert module.stand_alone(function_of(module, name)) is None
+    assert module.stand_alone(module.function(name)) is None
 
 
 DOCUMENTATION = """Repeat things.
@@ -199,7 +195,6 @@ def problem_of(examples, **changes):
         "id": "m.double",
         "group": "m",
         "origin": "package",
-        "name": "double",
         "signature": "double(x)",
         "description": "Twice x.",
         "code": "def double(x):\n    return x * 2\n",
@@ -224,7 +219,6 @@ def test_a_record_shows_its_first_example_and_tests_the_others(sandbox):
         "prompt": "Write a Python function `double(x)`.\n\nTwice x.\n\nFor example, `double(1)` returns `2`.\n",
         "completion": "```python\ndef double(x):\n    return x * 2\n```",
         "context": "",
-        "name": "double",
         "tests": [
             {"expression": "double('a')", "expected": '"aa"'},
             {"expression": "double([0])", "expected": "[0, 0]"},
@@ -285,13 +279,13 @@ def test_codeio_programs_get_inputs_from_their_own_generator(sandbox, tmp_path):
         (CODE, GENERATOR),
         (CODE.replace("math", "numpy"), GENERATOR),
         (CODE, "def generate_inputs(rng):\n    raise ValueError\n"),
+        (CODE + "math.sqrt(4)\n", GENERATOR),
     ]
     dropped = Counter()
     (problem,) = read_codeio(codeio_file(tmp_path, *rows), sandbox=sandbox, dropped=dropped)
-    assert sorted(dropped.values()) == [1, 1]
-    # "import random" is not used, and the first and third comment are the same in every program.
+    assert sorted(dropped.values()) == [1, 1, 1]
     assert problem.code == (
-        'import math\n\ndef main_solution(x, y):\n    # grow\n    return {"sum": math.floor(x) + y}\n'
+        'import math\n\n\ndef main_solution(x, y):\n    # grow\n    return {"sum": math.floor(x) + y}\n'
     )
     assert problem.signature == "main_solution(x, y)"
     drawn = dict.fromkeys(random.Random(seed).randint(0, 99) for seed in range(16))
@@ -307,9 +301,9 @@ def test_a_record_with_a_held_out_function_is_left_out():
     words = [f"word{i}" for i in range(25)]
     held_out = [{"entry_point": "Solve", "prompt": " ".join(words[:15]) + ", ", "completion": " ".join(words[15:])}]
     records = [
-        {"name": "solve", "prompt": "", "completion": ""},
-        {"name": "a", "prompt": "x " + " ".join(words[3:23]).upper(), "completion": ""},  # 20 in a row
-        {"name": "b", "prompt": "x " + " ".join(words[3:22]), "completion": "y"},  # 19
+        {"prompt": "", "completion": "def f():\n    def solve(): ..."},
+        {"prompt": "x " + " ".join(words[3:23]).upper(), "completion": ""},  # 20 in a row
+        {"prompt": "x " + " ".join(words[3:22]), "completion": "y solve()"},  # 19
     ]
     dropped = Counter()
     assert decontaminate(records, held_out, dropped=dropped) == records[2:]
@@ -547,7 +541,7 @@ def test_functions_of_toolz_become_records(sandbox):
     names = ("frequencies", "get_in", "interpose")
     dropped = Counter()
     found = read_doctests("toolz", find_package("toolz", install=""), dropped=dropped)
-    problems = [problem for problem in found if problem.name in names]
+    problems = [problem for problem in found if problem.id.rpartition(".")[2] in names]
     records = make_records(problems, sandbox=sandbox, dropped=dropped)
     assert sorted(record["id"] for record in records) == [
         "toolz.dicttoolz.get_in",
