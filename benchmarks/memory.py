@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,13 +22,12 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torchao.quantization import Int8WeightOnlyConfig
 
 from components.advantages import RLOO
 from components.blocks import StridedAnchors
 from components.data import PackedText, collate, load_text, load_tokenizer
+from components.estimate import held_bytes
 from components.features import AdapterFree, FrozenNetwork, HiddenStateFeatures, NF4WeightOnlyConfig
 from components.losses import PolicyGradientLoss
 from components.models import Policy, deferred_weights, load_decoder, load_lora_decoder
@@ -79,20 +77,6 @@ def generator(args: argparse.Namespace) -> BlockParallelGenerator:
     """Of the quickstart."""
     anchors = StridedAnchors(stride=8, context_len=8, document_mask=True)
     return BlockParallelGenerator(anchors=anchors, rollout_len=8, num_samples=4, temperature=TEMPERATURE)
-
-
-def held_bytes(values: Iterable[Tensor | None]) -> int:
-    """What tensors take on this rank: of a shard its part, of torchao's tensors what they are made of."""
-    total = 0
-    for value in values:
-        if isinstance(value, DTensor):
-            value = value.to_local()
-        if value is not None and is_traceable_wrapper_subclass(value):
-            names: list[str] = value.__tensor_flatten__()[0]
-            total += held_bytes(getattr(value, name) for name in names)
-        elif value is not None:
-            total += value.numel() * value.element_size()
-    return total
 
 
 def resident() -> float:

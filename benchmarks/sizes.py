@@ -26,28 +26,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from components.models import build_decoder
+from components.estimate import GIB, NF4
+from components.models import KNOWN, build_decoder
 
 PolicyKind = Literal["full", "lora", "qlora"]
 PhiKind = Literal["fp32", "bf16", "sharded bf16", "int8", "nf4", "adapter_free"]
 POLICIES: tuple[PolicyKind, ...] = ("full", "lora", "qlora")
 PHIS: tuple[PhiKind, ...] = ("fp32", "bf16", "sharded bf16", "int8", "nf4", "adapter_free")
 
-NF4 = 1 / 2 + 1 / 64 + 4 / 16384
-GIB = 2**30
-_QWEN2 = {"model_type": "qwen2", "max_position_embeddings": 1024, "rms_norm_eps": 1e-6}
-# Qwen2.5's config.json, as far as it counts.
-MODELS: dict[str, dict[str, Any]] = {
-    "1.5B": _QWEN2
-    | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
-    | {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
-    "7B": _QWEN2
-    | {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
-    | {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
-    "32B": _QWEN2
-    | {"hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40}
-    | {"num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False},
-}
+MODELS = {size: KNOWN[f"Qwen2.5-{size}"] for size in ("1.5B", "7B", "32B")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
     python -m benchmarks.step --check
 
 Every measurement is a process of its own; variants take turns, so that a machine whose speed drifts slows both. Printed are
-medians over repeats (and the range of whole-step CPU seconds), the FLOPs of ``benchmarks.cost``, and the share of the
+medians over repeats (and the range of whole-step CPU seconds), the FLOPs of ``components.estimate``, and the share of the
 machine's own matrix product that each phase of ours reaches. The model has SmolLM2-135M's shape and random weights, the text
 is random tokens: neither changes the time. ``obvious`` holds its weights in ``dtype``; ours holds float32 ones and computes in
 ``dtype``, as in training.
@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cost
 from benchmarks.worker import PHASES, SMOLLM2, measure_gemm, measure_step, profile_step
+from components.estimate import Step, flops_of, obvious_flops
 
 VARIANTS = ("ours", "obvious")
 Result = dict[str, Any]
@@ -64,14 +64,9 @@ def show(results: list[Result], gemm: float, args: argparse.Namespace) -> None:
     for heading in ("L", "variant", *PHASES, "whole step (range)", "wall", "peak GiB", "TFLOP"):
         table.add_column(heading, justify="right")
     for length in args.lengths:
-        step = cost.Step(
-            length=length,
-            samples=args.samples,
-            rollout_len=args.rollout_len,
-            stride=args.stride,
-            context_len=args.context,
-        )
-        flops = {"ours": cost.ours(SMOLLM2, step), "obvious": cost.obvious(SMOLLM2, step)}
+        anchors = range(args.context, length - args.rollout_len + 1, args.stride)
+        step = Step(length=length, anchors=anchors, samples=args.samples, rollout_len=args.rollout_len)
+        flops = {"ours": flops_of(SMOLLM2, step), "obvious": obvious_flops(SMOLLM2, step)}
         rows = {variant: medians(results, variant, length) for variant in args.variants}
         for variant, row in rows.items():
             whole = [run["cpu"] for run in results if (run["variant"], run["length"]) == (variant, length)]

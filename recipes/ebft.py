@@ -22,7 +22,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from components import evaluation, training
-from components.data import TrainStream, batch_loader
+from components.data import batch_loader, train_stream
 from components.features import MovingAverage
 from components.losses import TokenCounts
 from components.models import Policy, deferred_weights
@@ -61,13 +61,11 @@ class EBFTRecipe:
         with training.timed("data"):
             self.tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
             dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=self.tokenizer)
-            self.stream = TrainStream(
-                loader := batch_loader(
-                    dataset, batch_size=cfg.batch_size, seed=cfg.seed, shuffle=True, rank=rank, world_size=world
-                )
-            )
-            steps_per_epoch = len(loader) // self.accumulation
-            self.max_steps = cfg.max_steps if "max_steps" in cfg else max(1, cfg.epochs * steps_per_epoch)
+            self.stream = train_stream(dataset, batch_size=cfg.batch_size, seed=cfg.seed, rank=rank, world_size=world)
+            if "max_steps" in cfg:
+                self.max_steps = cfg.max_steps
+            else:
+                self.max_steps = max(1, cfg.epochs * (self.stream.batches_per_epoch // self.accumulation))
             self.validation_loader = None
             if "validation" in cfg:
                 held_out = training.instantiate(

@@ -1,12 +1,17 @@
 """Fixtures for all tests: tiny, made in the process, offline."""
 
 import json
+import os
+import random
+import shutil
 from pathlib import Path
 
 import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from components.rewards import Sandbox
 
 # Tiny models gain nothing from more threads, and lose much where other processes want them.
 torch.set_num_threads(1)
@@ -32,3 +37,11 @@ def tokenizer_dir(tmp_path: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "eos_token": {"content": "<eos>"}}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    """A sandbox with tight limits. Its odd memory limit shows in its processes' command lines."""
+    if shutil.which("bwrap") is None and "CI" not in os.environ:
+        pytest.skip("generated code runs isolated only: install the package bubblewrap")
+    return Sandbox(wall_seconds=5, cpu_seconds=1, memory_mb=random.randrange(256, 512), workers=2)

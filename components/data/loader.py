@@ -5,29 +5,17 @@ An order depends on the seed and the epoch alone. What the rows hold is not know
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
+from components.data.rows import Rows, collate
+from components.data.streaming import StreamedBatches, StreamedText
 from components.types import Batch
-
-
-class Rows(Protocol):
-    """A dataset to train on: rows of one length, and a hash of all they hold. :class:`PackedText` is one.
-
-    A row has ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool and, for verifiers, may have
-    ``record``, the source row.
-    """
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 class _Filled(Dataset[dict[str, Any]]):
@@ -54,16 +42,6 @@ class _Filled(Dataset[dict[str, Any]]):
         }
 
 
-def collate(rows: list[dict[str, Any]]) -> Batch:
-    """One batch of ``B`` rows, with their records if they have any."""
-    return Batch(
-        tokens=torch.stack([row["tokens"] for row in rows]),
-        doc_ids=torch.stack([row["doc_ids"] for row in rows]),
-        target_mask=torch.stack([row["target_mask"] for row in rows]),
-        records=[row["record"] for row in rows] if "record" in rows[0] else None,
-    )
-
-
 def batch_loader(
     dataset: Rows, *, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
 ) -> StatefulDataLoader:
@@ -80,8 +58,12 @@ def batch_loader(
         world_size: number of processes.
 
     Raises:
-        ValueError: fewer rows than one batch on every rank takes.
+        ValueError: fewer rows than one batch on every rank takes, or a :class:`StreamedText`.
     """
+    if isinstance(dataset, StreamedText):
+        raise ValueError(
+            "a StreamedText has no end, so it cannot be gone through once; use PackedText with max_rows on the same source"
+        )
     global_batch_size = batch_size * world_size
     if len(dataset) < global_batch_size:
         raise ValueError(
@@ -103,6 +85,33 @@ def batch_loader(
         )
 
 
+def train_stream(
+    dataset: Rows | StreamedText, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+) -> "TrainStream | StreamedBatches":
+    """Batches without end for one rank, shuffled; of what is in memory or of what is streamed.
+
+    Both have ``state_dict``, ``load_state_dict``, ``epoch`` and ``batches_per_epoch``, which only rows in memory know.
+
+    Args:
+        dataset, batch_size, seed, rank, world_size: see :func:`batch_loader`.
+
+    Raises:
+        ValueError: fewer rows than one batch on every rank takes.
+    """
+    if isinstance(dataset, StreamedText):
+        return StreamedBatches(dataset, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    return TrainStream(
+        batch_loader(dataset, batch_size=batch_size, seed=seed, shuffle=True, rank=rank, world_size=world_size)
+    )
+
+
+def first_rows(dataset: Rows | StreamedText, count: int) -> list[dict[str, Any]]:
+    """The first ``count`` rows, or all if there are fewer."""
+    if isinstance(dataset, StreamedText):
+        return list(islice(dataset, count))
+    return [dataset[index] for index in range(min(len(dataset), count))]
+
+
 class TrainStream:
     """Batches without end: one epoch after the other, each in its own order.
 
@@ -121,6 +130,11 @@ class TrainStream:
         self._loader = loader
         self._drawn = 0  # batches of this epoch
         self._batches: Iterator[Batch] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches on each rank."""
+        return len(self._loader)
 
     def __iter__(self) -> "TrainStream":
         return self

@@ -4,7 +4,6 @@ What makes one document differ from the next (``Batch.doc_ids``) is decided here
 decided in ``components.blocks``.
 """
 
-import hashlib
 from array import array
 from functools import cached_property
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchtune.utils import get_logger, log_rank_zero
 
+from components.data.rows import hash_rows
 from components.data.tokenizer import Tokenizer
 
 _DOCUMENTS_AT_ONCE = 256
@@ -29,7 +29,8 @@ class PackedText(Dataset[dict[str, Tensor]]):
 
     Args:
         tokenizer: see :class:`Tokenizer`; one that has ``encode_batch`` is much faster.
-        source: documents in a column ``text``, as :func:`load_text` returns them.
+        source: documents in a column ``text``, as :func:`load_text` returns them; with ``max_rows`` also a stream, of which
+            no more is read.
         seq_len: ``L``, tokens of a row.
         add_bos: begin every document with the BOS token.
         add_eos: end every document with the EOS token.
@@ -44,7 +45,7 @@ class PackedText(Dataset[dict[str, Tensor]]):
         self,
         *,
         tokenizer: Tokenizer,
-        source: datasets.Dataset,
+        source: datasets.Dataset | datasets.IterableDataset,
         seq_len: int,
         add_bos: bool = False,
         add_eos: bool = True,
@@ -58,7 +59,7 @@ class PackedText(Dataset[dict[str, Tensor]]):
         limit = None if max_rows is None else max_rows * seq_len
         tokens, ends = _tokenize(tokenizer, source, add_bos=add_bos, add_eos=add_eos, limit=limit)
         if not len(tokens):
-            raise ValueError(f"the {len(source)} documents of dataset.source hold no tokens; give it text")
+            raise ValueError("the documents of dataset.source hold no tokens; give it text")
         self.seq_len = seq_len
         self._isolate_documents = isolate_documents
         self._pad_id = tokenizer.pad_id
@@ -68,7 +69,7 @@ class PackedText(Dataset[dict[str, Tensor]]):
         log_rank_zero(
             get_logger("INFO"),
             f"packed {len(ends)} documents, {len(tokens)} tokens, into {len(self)} rows of {seq_len}; "
-            f"{len(tokens) - len(self._tokens)} tokens left over",
+            f"{len(tokens) - len(self._tokens)} tokens left over; fingerprint {self.fingerprint[:12]}",
         )
 
     def __len__(self) -> int:
@@ -78,44 +79,61 @@ class PackedText(Dataset[dict[str, Tensor]]):
         """Row ``index``: ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        tokens = self._tokens[index * self.seq_len :][: self.seq_len].long()
-        if self._isolate_documents:
-            positions = index * self.seq_len + torch.arange(len(tokens))
-            documents = torch.searchsorted(self._ends, positions, right=True)
-            doc_ids = documents - documents[0]
-        else:
-            doc_ids = torch.zeros_like(tokens)
-        padding = (0, self.seq_len - len(tokens))
-        doc_ids = torch.nn.functional.pad(doc_ids, padding, value=-1)
-        return {
-            "tokens": torch.nn.functional.pad(tokens, padding, value=self._pad_id),
-            "doc_ids": doc_ids,
-            "target_mask": doc_ids >= 0,
-        }
+        return cut_row(
+            self._tokens,
+            self._ends,
+            index,
+            seq_len=self.seq_len,
+            pad_id=self._pad_id,
+            isolate_documents=self._isolate_documents,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all that the rows hold: equal only for the same data, cut and masked in the same way."""
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            row = self[index]
-            for key in ("tokens", "doc_ids", "target_mask"):
-                digest.update(row[key].numpy().tobytes())
-        return digest.hexdigest()
+        return hash_rows(self)
+
+
+def cut_row(
+    tokens: Tensor, ends: Tensor, index: int, *, seq_len: int, pad_id: int, isolate_documents: bool
+) -> dict[str, Tensor]:
+    """Row ``index`` of documents laid end to end: ``tokens``, and the ascending positions ``ends`` behind each."""
+    row = tokens[index * seq_len :][:seq_len].long()
+    if isolate_documents:
+        documents = torch.searchsorted(ends, index * seq_len + torch.arange(len(row)), right=True)
+        doc_ids = documents - documents[0]
+    else:
+        doc_ids = torch.zeros_like(row)
+    padding = (0, seq_len - len(row))
+    doc_ids = torch.nn.functional.pad(doc_ids, padding, value=-1)
+    return {
+        "tokens": torch.nn.functional.pad(row, padding, value=pad_id),
+        "doc_ids": doc_ids,
+        "target_mask": doc_ids >= 0,
+    }
+
+
+def encode_all(
+    tokenizer: Tokenizer, texts: list[str], *, add_bos: bool = False, add_eos: bool = False
+) -> list[list[int]]:
+    """Tokens of each text; torchtune's tokenizers have no ``encode_batch``."""
+    if hasattr(tokenizer, "encode_batch"):
+        return tokenizer.encode_batch(texts, add_bos=add_bos, add_eos=add_eos)
+    return [tokenizer.encode(text, add_bos=add_bos, add_eos=add_eos) for text in texts]
 
 
 def _tokenize(
-    tokenizer: Tokenizer, source: datasets.Dataset, *, add_bos: bool, add_eos: bool, limit: int | None
+    tokenizer: Tokenizer,
+    source: datasets.Dataset | datasets.IterableDataset,
+    *,
+    add_bos: bool,
+    add_eos: bool,
+    limit: int | None,
 ) -> tuple[Tensor, Tensor]:
     """All tokens (int32) and where each document ends (long), of as many documents as reach ``limit`` tokens."""
-
-    def one_by_one(texts: list[str], add_bos: bool, add_eos: bool) -> list[list[int]]:
-        return [tokenizer.encode(text, add_bos=add_bos, add_eos=add_eos) for text in texts]
-
-    encode = getattr(tokenizer, "encode_batch", one_by_one)  # torchtune's tokenizers have no encode_batch
     tokens, ends = array("i"), array("q")
     for batch in source.iter(batch_size=_DOCUMENTS_AT_ONCE):
-        for document in filter(None, encode(batch["text"], add_bos=add_bos, add_eos=add_eos)):
+        for document in filter(None, encode_all(tokenizer, batch["text"], add_bos=add_bos, add_eos=add_eos)):
             tokens.extend(document)
             ends.append(len(tokens))
         if limit is not None and len(tokens) >= limit:

@@ -1,7 +1,7 @@
 """Text to token ids and back, with the tokenizer of a Hugging Face checkpoint.
 
 torchtune's model tokenizers can be named in YAML instead. Its ``HuggingFaceBaseTokenizer`` refuses checkpoints without
-a BOS token (Qwen2.5 has none), which is why there is one here. Chat templates are not applied here.
+a BOS token (Qwen2.5 has none), which is why there is one here.
 """
 
 import json
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import tokenizers
+
+from components.data.chat import ChatTemplate
 
 
 class Tokenizer(Protocol):
@@ -29,10 +31,17 @@ class HFTokenizer:
         bos_id: begins a text; None where the model has no such token.
         eos_id: ends a text.
         pad_id: fills rows; the EOS token by default.
+        chat_template: renders chats; None where the checkpoint has none.
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, *, bos_id: int | None, eos_id: int, pad_id: int | None = None
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None,
+        eos_id: int,
+        pad_id: int | None = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -40,6 +49,7 @@ class HFTokenizer:
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
+        self.chat_template = chat_template
 
     @property
     def vocab_size(self) -> int:
@@ -47,7 +57,7 @@ class HFTokenizer:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
-        """Token ids of ``text``, with exactly the special tokens asked for.
+        """Token ids of ``text``: its special tokens as their ids, and around it exactly those asked for.
 
         Raises:
             ValueError: ``add_bos``, and there is no BOS token.
@@ -73,13 +83,15 @@ def load_tokenizer(checkpoint_dir: str | Path) -> HFTokenizer:
     """The tokenizer of a Hugging Face directory.
 
     Special tokens are looked up in ``tokenizer_config.json``, ``generation_config.json`` and ``config.json``; the first
-    that mentions one decides, also if it says that there is none.
+    that mentions one decides, also if it says that there is none. The chat template is that of ``chat_template.jinja``, or
+    else ``chat_template`` in ``tokenizer_config.json`` (of several, the one named default).
 
     Args:
         checkpoint_dir: holds ``tokenizer.json`` and at least one of the three.
 
     Raises:
-        ValueError: a file is missing or damaged, a special token is not in the vocabulary, or there is no EOS token.
+        ValueError: a file is missing or damaged, a special token is not in the vocabulary, there is no EOS token, or the
+            chat template is not one.
     """
     folder = Path(checkpoint_dir)
     path = folder / "tokenizer.json"
@@ -96,7 +108,28 @@ def load_tokenizer(checkpoint_dir: str | Path) -> HFTokenizer:
     bos_id, eos_id, pad_id = (_special_id(role, configs, tokenizer) for role in ("bos", "eos", "pad"))
     if eos_id is None:
         raise ValueError(f"no EOS token in '{checkpoint_dir}'; set eos_token in tokenizer_config.json")
-    return HFTokenizer(tokenizer, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+    template = _chat_template(folder, tokenizer)
+    return HFTokenizer(tokenizer, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, chat_template=template)
+
+
+def _chat_template(folder: Path, tokenizer: tokenizers.Tokenizer) -> ChatTemplate | None:
+    path = folder / "tokenizer_config.json"
+    config = _read(path) if path.is_file() else {}
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    own_file = folder / "chat_template.jinja"
+    if own_file.is_file():
+        source = own_file.read_text(encoding="utf-8")
+    if source is None:
+        return None
+    variables = {
+        role: token["content"] if isinstance(token, dict) else token
+        for role, token in config.items()
+        if role.endswith("_token") and isinstance(token, str | dict)
+    }
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    return ChatTemplate(source, variables=variables, special_tokens=special)
 
 
 def _special_id(role: str, configs: list[Path], tokenizer: tokenizers.Tokenizer) -> int | None:

@@ -3,7 +3,7 @@
 import importlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
@@ -13,14 +13,9 @@ from components.data import HFTokenizer, Rows, collate
 from components.evaluation.measures import Measure, Row
 from components.evaluation.statistics import pass_at_k
 from components.models import Policy
+from components.rewards import Verifier
 from components.rollouts import BlockParallelGenerator
 from components.types import Batch
-
-
-class Verifier(Protocol):
-    """Scores in [0, 1] of completions, each with the record that its prompt is from."""
-
-    def __call__(self, completions: list[str], records: list[dict[str, Any]]) -> list[float]: ...
 
 
 class _Generation(Measure):
@@ -106,7 +101,7 @@ class Completions(_Generation):
         batch_size: rows at a time.
         generator: with ``CompletionAnchor`` and stop tokens. Greedy (temperature 0, one sample) for ``pass@1`` as it is mostly
             reported; ``n`` samples for the unbiased ``pass@k``.
-        verifier: see :class:`Verifier`.
+        verifier: see ``components.rewards.Verifier``.
         tokenizer: the recipe gives it.
         ks: the ``k`` of ``pass@k``, none above the number of samples.
 

@@ -26,8 +26,10 @@ from components.models.lora import (
 )
 from components.models.policy import Draw, Drawn, Policy
 from components.models.reference import ReferencePolicy
+from components.models.stand_in import KNOWN, known_config, write_stand_in
 
 __all__ = [
+    "KNOWN",
     "Draw",
     "Drawn",
     "Policy",
@@ -41,6 +43,7 @@ __all__ = [
     "from_hf",
     "has_adapters",
     "hidden_states",
+    "known_config",
     "load_decoder",
     "load_lora_decoder",
     "materialize",
@@ -55,4 +58,5 @@ __all__ = [
     "use_lean_layers",
     "write_adapter",
     "write_model",
+    "write_stand_in",
 ]

@@ -2,6 +2,30 @@
 
 from components.rewards.energy import FeatureMatchingReward
 from components.rewards.nothing import NoReward
+from components.rewards.sandbox import Process, Result, Sandbox
+from components.rewards.unit_tests import UnitTests
+from components.rewards.verifiers import (
+    ExactMatch,
+    SentenceBLEU,
+    SentenceChrF,
+    Verifier,
+    VerifierReward,
+)
 from components.rewards.whitening import Whitened, Whitening, whiten
 
-__all__ = ["FeatureMatchingReward", "NoReward", "Whitened", "Whitening", "whiten"]
+__all__ = [
+    "ExactMatch",
+    "FeatureMatchingReward",
+    "NoReward",
+    "Process",
+    "Result",
+    "Sandbox",
+    "SentenceBLEU",
+    "SentenceChrF",
+    "UnitTests",
+    "Verifier",
+    "VerifierReward",
+    "Whitened",
+    "Whitening",
+    "whiten",
+]

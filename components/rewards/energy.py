@@ -27,6 +27,8 @@ class FeatureMatchingReward:
         FloatingPointError: non-finite features (when called).
     """
 
+    uses_features = True
+
     def __init__(
         self,
         *,

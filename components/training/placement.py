@@ -11,8 +11,13 @@ from components.models import materialize
 
 
 def place(module: nn.Module, device: torch.device) -> None:
-    """Give ``module`` its deferred weights on ``device``, in place; every ``FrozenNetwork`` in it whose ``shard`` is true is
-    first spread over all ranks, each of which then reads only its part. Collective."""
+    """Give ``module`` its deferred weights on ``device``, in place; on the meta device it keeps them deferred.
+
+    Every ``FrozenNetwork`` in it whose ``shard`` is true is first spread over all ranks, each of which then reads only its
+    part. Collective.
+    """
+    if device.type == "meta":
+        return
     if dist.get_world_size() > 1:
         mesh = None
         for network in [part for part in module.modules() if isinstance(part, FrozenNetwork) and part.shard]:

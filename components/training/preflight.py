@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from components.data import Rows, collate
+from components.data import Rows, StreamedText, collate, first_rows
 from components.losses import learned_tokens
 from components.rollouts import NoRollouts
 from components.training.messages import say
@@ -12,7 +12,7 @@ from components.training.parts import Parts
 from components.types import Batch, Loss, Rewards
 
 
-def check_parts(*, parts: Parts, loss: Loss, dataset: Rows) -> None:
+def check_parts(*, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> None:
     """Refuse what would only fail, or silently do nothing, once training runs; say what is worth knowing.
 
     Args:
@@ -28,10 +28,11 @@ def check_parts(*, parts: Parts, loss: Loss, dataset: Rows) -> None:
         raise ValueError(
             "loss.kl_coef and reference are only of use together; give both (components.models.ReferencePolicy), or neither"
         )
-    batch = collate([dataset[i] for i in range(min(len(dataset), 512))])
+    batch = collate(first_rows(dataset, 512))
     if loss.uses_target and not learned_tokens(batch).any():
         raise ValueError("no token of the first rows of dataset is learned from; its rows hold prompts alone")
-    say(f"{len(dataset)} rows of {batch.tokens.shape[1]} tokens")
+    count = f"{len(dataset)} rows" if not isinstance(dataset, StreamedText) else "a stream of rows"
+    say(f"{count} of {batch.tokens.shape[1]} tokens")
     generator = parts.training.generator
     if not isinstance(generator, NoRollouts):
         _check_rollouts(generator, parts, batch)

@@ -137,6 +137,25 @@ def test_a_resumed_run_is_the_uninterrupted_run(overrides, tmp_path):
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
+def test_a_resumed_stream_is_the_uninterrupted_stream(overrides, material, tmp_path):
+    """Rows that are read while training goes on: the same, bitwise, after a stop between two windows of shuffled rows."""
+    source = f"{{_component_: components.data.stream_text, path: {material[1]}}}"
+    stream = f"dataset={{_component_: components.data.StreamedText, seq_len: 48, shuffle_rows: 3, source: {source}}}"
+    settings = [*overrides[:1], *overrides[2:4], stream, *overrides[5:], "validation.dataset.seq_len=48"]
+    settings = ["~dataset.source", *(s for s in settings if s != "dataset.seq_len=48")]
+    _, straight, straight_log = train(settings)
+    recipe = build(halves := [*settings, f"output_dir={tmp_path / 'halves'}"])
+    for _ in range(2):
+        recipe.metrics_log.append(recipe.steps_done + 1, recipe.step([next(recipe.stream)]))
+        recipe.steps_done += 1
+    recipe.save()
+    recipe.checkpointer.wait()
+    stop()
+    _, resumed, resumed_log = train(halves)
+    assert numbers(resumed_log) == numbers(straight_log)
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
 def test_first_step_samples_and_scores_at_the_same_temperature(overrides):
     _, _, log = train([*overrides, "max_steps=1"])
     assert log[0]["logprob_gap"] < 1e-5

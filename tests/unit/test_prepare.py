@@ -34,34 +34,61 @@ def rows_of(paths):
     return [{"text": f"text of {path}", "path": path, "license": "PSF-2.0"} for path in sorted(paths)]
 
 
+def validation_of(paths, fraction):
+    return split_rows(rows_of(paths), key="path", seed=0, validation_fraction=fraction)["validation"]
+
+
 @given(paths=PATHS, fraction=FRACTIONS, seed=st.integers())
 def test_every_row_is_in_exactly_one_part(paths, fraction, seed):
-    train, validation = split_rows(rows_of(paths), validation_fraction=fraction, seed=seed)
-    assert sorted(row["path"] for row in train + validation) == sorted(paths)
+    parts = split_rows(
+        rows_of(paths), key="path", seed=seed, validation_fraction=fraction / 2, test_fraction=fraction / 2
+    )
+    assert sorted(row["path"] for part in parts.values() for row in part) == sorted(paths)
 
 
 @given(paths=PATHS, others=PATHS, fraction=FRACTIONS)
 def test_a_row_keeps_its_part_when_other_files_come_and_its_text_changes(paths, others, fraction):
-    _, before = split_rows(rows_of(paths), validation_fraction=fraction, seed=0)
+    before = validation_of(paths, fraction)
     changed = [row | {"text": "another patch version"} for row in rows_of(paths | others)]
-    _, after = split_rows(changed, validation_fraction=fraction, seed=0)
+    after = split_rows(changed, key="path", seed=0, validation_fraction=fraction)["validation"]
     assert [row["path"] for row in before] == [row["path"] for row in after if row["path"] in paths]
 
 
 @given(paths=PATHS, fractions=st.tuples(FRACTIONS, FRACTIONS))
 def test_a_larger_fraction_only_adds_to_validation(paths, fractions):
-    small, large = (split_rows(rows_of(paths), validation_fraction=f, seed=0)[1] for f in sorted(fractions))
+    small, large = (validation_of(paths, fraction) for fraction in sorted(fractions))
     assert all(row in large for row in small)
 
 
+@given(paths=PATHS, fraction=st.floats(0, 0.5))
+def test_a_test_part_takes_nothing_from_validation(paths, fraction):
+    parts = split_rows(rows_of(paths), key="path", seed=0, validation_fraction=fraction, test_fraction=0.5)
+    assert parts["validation"] == validation_of(paths, fraction)
+
+
+@given(groups=st.lists(st.sampled_from("abcdefgh"), max_size=30))
+def test_rows_of_a_group_stay_together(groups):
+    rows = [{"group": group, "id": index} for index, group in enumerate(groups)]
+    parts = split_rows(rows, key="group", seed=0, validation_fraction=0.3, test_fraction=0.3)
+    found = [{row["group"] for row in part} for part in parts.values()]
+    assert sum(map(len, found)) == len(set(groups))
+
+
+@pytest.mark.parametrize("fractions", [(-0.1, 0.2), (0.6, 0.5)])
+def test_fractions_that_leave_less_than_nothing_are_refused(fractions):
+    validation, test = fractions
+    with pytest.raises(ValueError, match=f"--validation-fraction is {validation} and --test-fraction {test}; give"):
+        split_rows([], key="path", seed=0, validation_fraction=validation, test_fraction=test)
+
+
 def test_the_share_of_validation_rows_is_near_the_fraction():
-    _, validation = split_rows(rows_of(map(str, range(10_000))), validation_fraction=0.1, seed=0)
+    validation = validation_of(map(str, range(10_000)), 0.1)
     assert abs(len(validation) - 1000) < 150  # five standard deviations of a fair draw: 5 * sqrt(10,000 * 0.1 * 0.9)
 
 
 @pytest.mark.parametrize(("seed", "held_out"), [(0, "abcde"), (1, "acefgh")])
 def test_the_split_is_the_same_on_every_machine(seed, held_out):
-    _, validation = split_rows(rows_of("abcdefgh"), validation_fraction=0.5, seed=seed)
+    validation = split_rows(rows_of("abcdefgh"), key="path", seed=seed, validation_fraction=0.5)["validation"]
     assert "".join(row["path"] for row in validation) == held_out
 
 
@@ -124,8 +151,9 @@ def test_data_is_what_assignments_and_calls_outside_definitions_span(source, exp
 # --- what is written ---
 
 
-def write(output_dir, rows, **options):
-    write_corpus(output_dir, rows, **({"validation_fraction": 0.5, "seed": 0, "about": {"source": "a test"}} | options))
+def write(output_dir, rows, *, seed=0, fraction=0.5):
+    parts = split_rows(rows, key="path", seed=seed, validation_fraction=fraction)
+    write_corpus(output_dir, parts, about={"source": "a test"})
 
 
 def contents(folder):
@@ -164,8 +192,10 @@ def test_rows_are_read_back_as_they_were_and_the_manifest_describes_them(tmp_pat
 def test_an_empty_part_is_refused_and_leaves_the_earlier_corpus(tmp_path, fraction):
     write(tmp_path / "corpus", rows_of("abcdefgh"))
     before = contents(tmp_path / "corpus")
-    with pytest.raises(ValueError, match=rf"would be empty: --validation-fraction is {fraction} of 8 files; take"):
-        write(tmp_path / "corpus", rows_of("abcdefgh"), validation_fraction=fraction)
+    with pytest.raises(
+        ValueError, match=r"\.jsonl would be empty \(8 rows in all\); take more of them or other fractions"
+    ):
+        write(tmp_path / "corpus", rows_of("abcdefgh"), fraction=fraction)
     assert contents(tmp_path / "corpus") == before
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 

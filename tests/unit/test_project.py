@@ -36,10 +36,12 @@ ORDER = [
     "rewards",
     "advantages",
     "losses",
+    "estimate",
     "training",
     "evaluation",
     "report",
     "prepare",
+    "preview",
     "cli",
 ]
 

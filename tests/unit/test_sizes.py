@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.memory import held_bytes
 from benchmarks.sizes import phi_bytes, policy_bytes, sizes_of
+from components.estimate import held_bytes
 from components.features import FrozenNetwork, HiddenStateFeatures, NF4WeightOnlyConfig
 from components.models import Policy, load_decoder, load_lora_decoder
 from tests.checkpoints import write_model

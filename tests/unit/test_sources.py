@@ -1,4 +1,4 @@
-"""``components.data.sources``: which files and rows become documents."""
+"""``components.data.sources``: which files and rows become documents and records."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import re
 import datasets
 import pytest
 
-from components.data import load_text
+from components.data import load_records, load_text, stream_text
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,59 @@ def test_a_path_that_cannot_be_on_the_hub_is_never_asked_for(path, monkeypatch):
 def test_a_dataset_id_that_cannot_be_loaded_is_explained():
     with pytest.raises(ValueError, match=r"no file, .* hub \(name None, split 'train'\) it cannot be loaded"):
         load_text("nobody/nothing")
+
+
+RECORDS = [
+    {"prompt": "p", "tests": [{"expression": "f(2)", "expected": "[1, 4]"}], "n": 1},
+    {"prompt": "", "tests": [], "n": 2},
+    {"prompt": None, "tests": [], "n": 3},
+]
+
+
+def test_records_keep_all_rows_and_columns(folder):
+    write(folder, a_jsonl=jsonl(*RECORDS))
+    assert list(load_records(str(folder / "a.jsonl"))) == RECORDS
+    assert list(load_records(str(folder / "a.jsonl"), max_records=2)) == RECORDS[:2]
+    assert len(load_records(str(folder / "a.jsonl"), max_records=9)) == 3
+
+
+def test_records_are_read_no_further_than_asked_for(folder):
+    write(folder, a_jsonl=jsonl(*RECORDS), b_jsonl=jsonl(*RECORDS), c_jsonl="no json")  # it looks one file ahead
+    assert list(load_records(str(folder), max_records=2, streaming=True)) == RECORDS[:2]
+    for options in ({"max_records": 2}, {"max_records": 9, "streaming": True}):
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_records(str(folder), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_records": 0}, "max_records is 0"),
+        ({"streaming": True}, "all records are asked for; set max_records"),
+        ({"split": "test"}, "split 'test'"),
+        ({"name": "python"}, "leave name out"),
+    ],
+)
+def test_what_cannot_be_records_is_refused(folder, options, message):
+    write(folder, a_jsonl=jsonl(*RECORDS))
+    with pytest.raises(ValueError, match=message):
+        load_records(str(folder), **options)
+
+
+def test_a_stream_gives_the_documents_of_load_text(folder):
+    texts = ["a", " ", "", "ü\n", "b"]
+    write(folder, **{f"sub__{number}_txt": text for number, text in enumerate(texts)})
+    write(folder, rows__a_jsonl=jsonl(*({"code": text} for text in texts)), rows__b_jsonl=jsonl({"code": "c"}))
+    for path, column, expected in (("sub", "text", ["a", "ü\n", "b"]), ("rows", "code", ["a", "ü\n", "b", "c"])):
+        stream = stream_text(str(folder / path), column=column)
+        assert [list(row) for row in stream] == [["text"]] * len(expected)
+        assert [row["text"] for row in stream] == expected == load_text(str(folder / path), column=column)["text"][:]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("body", "no column 'body' .* one of id, text"), ("id", "int64, not text")]
+)
+def test_a_stream_without_text_is_refused_before_it_is_read(folder, column, message):
+    write(folder, a_jsonl=jsonl({"id": 1, "text": "a"}))
+    with pytest.raises(ValueError, match=message):
+        stream_text(str(folder), column=column)

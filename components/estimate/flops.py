@@ -5,26 +5,33 @@ norms, activations, softmax and whatever an implementation does twice are not. `
 formulas out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step reads and draws: ``B`` sequences of ``L`` tokens, ``n`` samples of ``G`` tokens at strided anchors."""
+    """What one step reads and draws: ``B`` sequences of ``L`` tokens, ``n`` samples of ``G`` tokens at ``K`` anchors each.
+
+    Attributes:
+        sequences: ``B``.
+        length: ``L``.
+        anchors: positions of the ``K`` blocks of a sequence.
+        samples: ``n``.
+        rollout_len: ``G``.
+    """
 
     sequences: int = 1
     length: int
+    anchors: Sequence[int]
     samples: int = 4
     rollout_len: int = 8
-    stride: int = 8
-    context_len: int = 8
 
     @property
-    def anchors(self) -> list[int]:
-        """Positions of the ``K`` blocks of a sequence."""
-        return list(range(self.context_len, self.length - self.rollout_len + 1, self.stride))
+    def packed_tokens(self) -> int:
+        """Tokens that the update reads for one sequence; a block's last token predicts nothing."""
+        return self.length + self.samples * len(self.anchors) * (self.rollout_len - 1)
 
 
 class Model:
@@ -41,7 +48,7 @@ class Model:
         self.head = 2 * width * config["vocab_size"]  # per row of logits
 
 
-def ours(config: Mapping[str, Any], step: Step, *, deepest_tap: float = 0.75, ce: bool = False) -> dict[str, float]:
+def flops_of(config: Mapping[str, Any], step: Step, *, deepest_tap: float = 0.75, ce: bool = False) -> dict[str, float]:
     """FLOPs that the method needs: every token once, no key that is not seen, phi up to its deepest tap."""
     model, anchors, n, G, L = Model(config), step.anchors, step.samples, step.rollout_len, step.length
 
@@ -61,7 +68,7 @@ def ours(config: Mapping[str, Any], step: Step, *, deepest_tap: float = 0.75, ce
     return {phase: step.sequences * flops for phase, flops in per_sequence.items()}
 
 
-def obvious(config: Mapping[str, Any], step: Step) -> dict[str, float]:
+def obvious_flops(config: Mapping[str, Any], step: Step) -> dict[str, float]:
     """FLOPs of the straightforward way: the prompt once per sample, everything again for every token, all pairs, all logits."""
     model, K, n, G, L = Model(config), len(step.anchors), step.samples, step.rollout_len, step.length
 

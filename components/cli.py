@@ -1,0 +1,108 @@
+"""The console command ``ebft``: torchtune's own command line, with our recipes and configs among those it knows.
+
+``ebft run ebft --config quickstart`` is ``tune run RECIPE --config FILE`` for the recipe and the config of these names, from
+any folder. What is not about names (processes, overrides, downloads) is torchtune's.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from torchtune import _recipe_registry as registry
+from torchtune._cli.cat import Cat
+from torchtune._cli.cp import Copy
+from torchtune._cli.download import Download
+from torchtune._cli.ls import List
+from torchtune._cli.run import Run
+
+import components
+from components.preview import estimate as estimate_table
+from components.preview import preview, show
+from components.training import load_config
+
+RECIPES = ("ebft", "evaluate")
+
+
+def shipped(kind: str) -> Path:
+    """The folder ``recipes`` or ``configs``: of the checkout, or of the installed package, which carries copies of both."""
+    package = Path(components.__file__).parent
+    checkout = package.parent / kind
+    # torchtune installs a package `recipes` beside ours, which has no ebft.py.
+    return checkout if (checkout.parent / "recipes" / "ebft.py").is_file() else package / f"_{kind}"
+
+
+def config_names(recipe: str) -> dict[str, Path]:
+    """The configs of a recipe by name, which is their path without the suffix. Those of ``evaluate`` are called so."""
+    folder = shipped("configs")
+    names = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    return {name: path for name, path in names.items() if ("evaluate" in path.stem) == (recipe == "evaluate")}
+
+
+def register() -> None:
+    """Make our recipes and configs known to torchtune, before its own."""
+    known = {recipe.name for recipe in registry.get_all_recipes()}
+    ours = [
+        registry.Recipe(
+            name=name,
+            file_path=str(shipped("recipes") / f"{name}.py"),
+            configs=[registry.Config(name=config, file_path=str(path)) for config, path in config_names(name).items()],
+            supports_distributed=True,
+        )
+        for name in RECIPES
+        if name not in known
+    ]
+    registry._ALL_RECIPES[:0] = ours
+
+
+def find_config(name: str) -> str:
+    """The file of a config that is given by name or by path."""
+    known = {config: path for recipe in RECIPES for config, path in config_names(recipe).items()}
+    return str(known.get(name, name))
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Build every part of each config without weights, and show the first row with its anchors."""
+    for name in args.config:
+        with preview(load_config(find_config(name), args.set)) as found:
+            Console().print(show(found))
+        print(f"{name}: valid")
+
+
+def estimate(args: argparse.Namespace) -> None:
+    """Print arithmetic and memory of a config."""
+    with preview(load_config(find_config(args.config), args.set)) as found:
+        Console().print(estimate_table(found, ranks=args.ranks))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """torchtune's commands that make sense for our recipes."""
+    parser = argparse.ArgumentParser(prog="ebft", description="Energy-based fine-tuning on torchtune.")
+    parser.set_defaults(func=lambda args: parser.print_help())
+    commands = parser.add_subparsers(title="commands")
+    for command in (List, Run, Copy, Cat, Download):
+        command.create(commands)
+    for name, function, many in (("validate", validate, "+"), ("estimate", estimate, None)):
+        own = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        own.add_argument("config", nargs=many, help="name or file")
+        own.add_argument("--set", nargs="+", default=[], metavar="key=value", help="overrides, as after `ebft run`")
+        own.set_defaults(func=function)
+    commands.choices["estimate"].add_argument("--ranks", type=int, default=1, help="processes that share the weights")
+    for name, each in commands.choices.items():
+        each.prog = f"ebft {name}"
+        each.usage, each.epilog = (text and text.replace("tune ", "ebft ") for text in (each.usage, each.epilog))
+    return parser
+
+
+def main() -> None:
+    """The command line."""
+    register()
+    args = build_parser().parse_args()
+    try:
+        args.func(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Q&A coding with tests that can be run: functions of five packages, and CodeI/O; nothing that is in HumanEval.
+
+What every record promises was seen to hold: the reference answer gives the expected value of each test in two runs in
+isolation, see ``components.prepare.execution``.
+"""
+
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from components.prepare.codeio import read_codeio
+from components.prepare.corpus import Row, find_package, installed, phase, readme_of, shuffled, split_rows, write_corpus
+from components.prepare.doctests import read_doctests
+from components.prepare.execution import Subprocesses
+from components.prepare.humaneval import read_humaneval
+from components.prepare.problems import make_records
+
+_LICENSES = {
+    "algorithms": "MIT",
+    "boltons": "BSD-3-Clause",
+    "more_itertools": "MIT",
+    "pydash": "MIT",
+    "toolz": "BSD-3-Clause",
+    "reasoning_gym": "Apache-2.0",
+}
+_NGRAM = 20
+
+
+def prepare_coding(
+    output_dir: Path, *, validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+) -> None:
+    """Make a corpus of functions to write, each with an instruction, a reference answer and tests.
+
+    Args:
+        output_dir: an earlier corpus there is replaced.
+        validation_fraction: share of the modules and of CodeI/O's problems held out.
+        test_fraction: share held out for the end.
+        seed: decides which are held out.
+
+    Raises:
+        ValueError: a package is missing, ``output_dir`` holds other things, or a part would be empty.
+    """
+    roots = {name: find_package(name, install=f"--no-deps {name}") for name in _LICENSES}
+    sources = [installed(name, license=license) for name, license in _LICENSES.items()]
+    held_out = list(read_humaneval())
+    runner = Subprocesses()
+    dropped: dict[str, Counter[str]] = {name: Counter() for name in roots}
+    rows: list[Row] = []
+    for name, root in roots.items():
+        with phase(f"running the functions of {name}"):
+            if name == "reasoning_gym":
+                problems = read_codeio(root / "data" / "codeio.jsonl.gz", runner=runner, dropped=dropped[name])
+            else:
+                problems = list(read_doctests(name, root, dropped=dropped[name]))
+            records = make_records(problems, runner=runner, dropped=dropped[name])
+            records = drop_repeated(records, seen=rows, dropped=dropped[name])
+            rows += decontaminate(records, held_out, dropped=dropped[name])
+    about = {
+        "corpus": "coding",
+        "python": platform.python_version(),
+        "sources": sources,
+        "records": dict(Counter(row["origin"] for row in rows)),
+        "dropped": {name: dict(sorted(counts.items())) for name, counts in dropped.items()},
+        "split": {
+            "by": "group",
+            "seed": seed,
+            "validation_fraction": validation_fraction,
+            "test_fraction": test_fraction,
+        },
+    }
+    with phase(f"writing {len(rows)} records"):
+        parts = split_rows(
+            shuffled(rows, seed=seed),
+            key="group",
+            seed=seed,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+        )
+        write_corpus(output_dir, parts, about=about, readme=readme_of("coding", sources))
+    print(f"made {output_dir}")
+
+
+def drop_repeated(records: Iterable[Row], *, seen: Iterable[Row], dropped: Counter[str]) -> list[Row]:
+    """Records whose answer is none of those before it.
+
+    Args:
+        records: judged in their order.
+        seen: records taken already.
+        dropped: counts what is left out.
+    """
+    answers = {row["completion"] for row in seen}
+    kept = []
+    for record in records:
+        if record["completion"] in answers:
+            dropped["same answer as another"] += 1
+        else:
+            answers.add(record["completion"])
+            kept.append(record)
+    return kept
+
+
+def decontaminate(records: Iterable[Row], held_out: Iterable[Row], *, dropped: Counter[str]) -> list[Row]:
+    """Records that share neither the function's name nor 20 words in a row with a problem kept for evaluation.
+
+    Args:
+        records: with ``name``.
+        held_out: records with ``entry_point``.
+        dropped: counts what is left out, by reason.
+    """
+    held_out = list(held_out)
+    names = {row["entry_point"].lower() for row in held_out}
+    grams = set().union(*(_ngrams(row["prompt"] + row["completion"]) for row in held_out))
+    kept = []
+    for record in records:
+        if record["name"].lower() in names:
+            dropped["function of the same name in HumanEval"] += 1
+        elif not grams.isdisjoint(_ngrams(record["prompt"] + record["completion"])):
+            dropped[f"{_NGRAM} words in a row also in HumanEval"] += 1
+        else:
+            kept.append(record)
+    return kept
+
+
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[start : start + _NGRAM]) for start in range(len(words) - _NGRAM + 1)}

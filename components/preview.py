@@ -1,0 +1,249 @@
+"""A run looked at before it starts: its parts on the meta device, its first batch as text, its arithmetic and its memory.
+
+Everything is built by the recipe's own functions from the recipe's own config; only weights are left out. A checkpoint that is
+not here yet is stood in for by its shape, if its directory is named after a model that is known.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from components import training
+from components.data import collate, first_rows
+from components.estimate import GIB, Memory, Step, estimate_memory, flops_of
+from components.features import FrozenNetwork
+from components.models import Policy, deferred_weights, known_config, parse_dtype, read_config, write_stand_in
+from components.types import Batch
+
+
+@dataclass(kw_only=True)
+class Preview:
+    """What a config describes.
+
+    Attributes:
+        cfg: as the recipe reads it.
+        model_config: ``config.json`` of the policy.
+        policy: on the meta device.
+        parts: of the step, their networks on the meta device.
+        batch: the first rows of the dataset, or None if dataset or tokenizer are not here.
+        tokenizer: None if it is not here.
+        missing: what could not be looked at, a sentence each.
+    """
+
+    cfg: DictConfig
+    model_config: dict[str, Any]
+    policy: Policy
+    parts: training.Parts
+    batch: Batch | None = None
+    tokenizer: Any = None
+    missing: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def preview(cfg: DictConfig) -> Iterator[Preview]:
+    """Build what ``recipes/ebft.py`` would build of a config, without weights.
+
+    Raises:
+        ValueError: what the recipe would refuse at its start.
+    """
+    training.check_recipe(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        missing = _stand_in(cfg, Path(folder))
+        training.start("cpu")
+        try:
+            yield _build(cfg, missing)
+        finally:
+            training.stop()
+
+
+def _stand_in(cfg: DictConfig, folder: Path) -> list[str]:
+    """Point every ``checkpoint_dir`` that is not here to a stand-in, in place; a sentence for each."""
+    plain = training.plain_values(cfg)
+    places: dict[str, str] = {}
+
+    def visit(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+            if key == "checkpoint_dir" and isinstance(value, str) and not Path(value).is_dir():
+                config = known_config(value)
+                if config is not None:
+                    places.setdefault(value, str(folder / str(len(places))))
+                    write_stand_in(Path(places[value]), config)
+                    node[key] = places[value]
+            else:
+                visit(value)
+
+    visit(plain)
+    if places:
+        cfg.merge_with(OmegaConf.create(plain))
+    return [
+        f"checkpoint '{path}' is not here: its known shape was taken, its tokenizer not looked at" for path in places
+    ]
+
+
+def _build(cfg: DictConfig, missing: list[str]) -> Preview:
+    tokenizer = None
+    if not missing:
+        tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
+    with deferred_weights():
+        policy = Policy(training.instantiate(cfg.model, path="model"))
+    vocabulary = policy.decoder.tok_embeddings.num_embeddings
+    if tokenizer is not None and tokenizer.vocab_size > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; both must come from one checkpoint"
+        )
+    loss = training.instantiate(cfg.loss, path="loss")
+    parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=tokenizer, device=torch.device("meta"))
+    found = Preview(
+        cfg=cfg,
+        model_config=read_config(cfg.model.checkpoint_dir),
+        policy=policy,
+        parts=parts,
+        tokenizer=tokenizer,
+        missing=missing,
+    )
+    if tokenizer is not None:
+        try:
+            dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=tokenizer)
+        except ValueError as error:
+            missing.append(f"dataset is not here or cannot be read ({error})")
+        else:
+            training.check_parts(parts=parts, loss=loss, dataset=dataset)
+            found.batch = collate(first_rows(dataset, cfg.batch_size))
+    return found
+
+
+def show(found: Preview) -> Group:
+    """What ``ebft validate`` prints: which parts there are, the first row with its anchors, and what could not be looked at."""
+    table = Table(title="parts", show_header=False, title_justify="left")
+    kinds = {"policy": found.policy.decoder, **found.parts.training._asdict(), "advantage": found.parts.advantage}
+    for name, part in kinds.items():
+        table.add_row(name.replace("_", " "), type(part).__name__)
+    if found.parts.network is not None:
+        table.add_row("feature network", type(found.parts.network).__name__)
+    parts: list[Any] = [table]
+    if found.batch is not None:
+        parts += [Text("first row, ‹k›: anchor k; dim: not learned from", style="bold"), _row_as_text(found)]
+    return Group(*parts, *(Text(f"not checked: {sentence}", style="yellow") for sentence in found.missing))
+
+
+def _row_as_text(found: Preview) -> Text:
+    """The tokens of the first row, decoded in pieces between anchors and changes of the target mask."""
+    assert found.batch is not None
+    batch, marks = found.batch, {}
+    generator: Any = found.parts.training.generator
+    if hasattr(generator, "anchors"):
+        anchors = generator.anchors(batch, generator.rollout_len)
+        counted = anchors.positions[0][anchors.mask[0]].tolist()
+        marks = {position: k for k, position in enumerate(counted)}
+    learned = batch.target_mask[0].tolist()
+    length = int((batch.doc_ids[0] >= 0).sum())
+    cuts = sorted({0, length, *marks, *(t for t in range(1, length) if learned[t] != learned[t - 1])})
+    text = Text()
+    for start, end in itertools.pairwise(cuts):
+        if start in marks:
+            text.append(f"‹{marks[start]}›", style="bold cyan")
+        text.append(found.tokenizer.decode(batch.tokens[0, start:end].tolist()), style="" if learned[start] else "dim")
+    return text
+
+
+def step_of(found: Preview) -> Step:
+    """The arithmetic's view of one micro-batch."""
+    cfg = found.cfg
+    generator: Any = found.parts.training.generator
+    length = int(cfg.dataset.get("seq_len", found.policy.decoder.max_seq_len))
+    anchors: list[int] = []
+    samples, rollout_len = 0, 1
+    if hasattr(generator, "anchors"):
+        tokens = torch.zeros(1, length, dtype=torch.long)
+        halves = torch.arange(length)[None] >= length // 2  # a prompt and a completion
+        blocks = generator.anchors(Batch(tokens=tokens, doc_ids=tokens, target_mask=halves), generator.rollout_len)
+        anchors, samples, rollout_len = blocks.positions[0].tolist(), generator.num_samples, generator.rollout_len
+    return Step(sequences=cfg.batch_size, length=length, anchors=anchors, samples=samples, rollout_len=rollout_len)
+
+
+def memory_of(found: Preview, *, ranks: int = 1) -> Memory:
+    """:func:`components.estimate.estimate_memory` of a config."""
+    cfg, network = found.cfg, found.parts.network
+    return estimate_memory(
+        found.policy,
+        step=step_of(found),
+        dtype=parse_dtype(cfg.dtype),
+        network=network if isinstance(network, FrozenNetwork) else None,
+        make_optimizer=lambda parameters: training.instantiate(cfg.optimizer, path="optimizer", params=parameters),
+        ranks=ranks,
+        shard_network=getattr(network, "shard", False),
+        activation_checkpointing=cfg.get("activation_checkpointing", False),
+        asynchronous_saving=cfg.checkpointer.get("asynchronous", False) and cfg.device == "cpu",
+    )
+
+
+def estimate(found: Preview, *, ranks: int = 1) -> Group:
+    """What ``ebft estimate`` prints: parameters, arithmetic of a step by phase, memory of a rank against what is free."""
+    cfg, step, memory = found.cfg, step_of(found), memory_of(found, ranks=ranks)
+    parameters = list(found.policy.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    passes = cfg.get("gradient_accumulation_steps", 1)
+    learns = getattr(training.instantiate(cfg.loss, path="loss"), "uses_target", True)
+    flops = {phase: passes * value for phase, value in flops_of(found.model_config, step, ce=learns).items()}
+    if not step.anchors:
+        flops = {"update": flops["update"]}
+    rows = f"{passes} x {step.sequences} rows of {step.length} tokens"
+    costs = Table(title=f"one step on each of {ranks} rank(s): {rows}", title_justify="left", min_width=40)
+    for heading in ("phase", "TFLOP"):
+        costs.add_column(heading, justify="right" if heading == "TFLOP" else "left")
+    for phase, value in (flops | {"whole step": sum(flops.values())}).items():
+        costs.add_row(phase, f"{value / 1e12:.2f}")
+    held = Table(title="memory of a rank, GiB", title_justify="left", show_header=False)
+    held.add_column()
+    held.add_column(justify="right")
+    for name, value in memory.held.items():
+        held.add_row(name, f"{value / GIB:.2f}")
+    for name, value in memory.phases.items():
+        held.add_row(f"  besides, in {name}", f"{value / GIB:.2f}")
+    held.add_row("peak", f"{memory.peak / GIB:.2f}", style="bold")
+    total = sum(p.numel() for p in parameters)
+    free, where = _free(cfg.device)
+    lines = [
+        f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained; {len(step.anchors)} anchors a row"
+    ]
+    if free is None:
+        lines.append(f"no {where} here to compare the peak with")
+    elif memory.peak * (ranks if cfg.device == "cpu" else 1) <= free:
+        lines.append(f"it fits: {free / GIB:.1f} GiB are free on this {where}")
+    else:
+        lines.append(f"it does not fit: {free / GIB:.1f} GiB are free on this {where}; {_suggestion(found, memory)}")
+    return Group(costs, held, *map(Text, lines))
+
+
+def _free(device: str) -> tuple[float | None, str]:
+    if device == "cpu":
+        return psutil.virtual_memory().available, "machine"
+    return (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None), "CUDA device"
+
+
+def _suggestion(found: Preview, memory: Memory) -> str:
+    """The cheapest remedy for the largest part."""
+    cfg = found.cfg
+    worst = max(memory.phases, key=lambda phase: memory.phases[phase])
+    parts = {**memory.held, worst: memory.phases[worst]}
+    largest = max(parts, key=lambda name: parts[name])
+    if largest == "update" and not cfg.get("activation_checkpointing", False):
+        return "set activation_checkpointing to true"
+    if largest in memory.phases and cfg.batch_size > 1:
+        return "lower batch_size and raise gradient_accumulation_steps as much"
+    if largest == "feature network":
+        return "set feature_extractor.network.quantization, or shard it over more processes"
+    if any(p.requires_grad for p in found.policy.decoder.layers[0].attn.q_proj.parameters(recurse=False)):
+        return "train adapters (components.models.load_lora_decoder), or use more processes or cpu_offload"
+    return "use more processes, shorter rows or a smaller model"

@@ -1,0 +1,101 @@
+"""``ebft validate`` and ``ebft estimate``: what they say of a run without running it, and that they need no weights."""
+
+import os
+
+import pytest
+import torch
+
+from components.estimate import GIB, estimate_memory, held_bytes
+from components.estimate.flops import Step
+from components.features import FrozenNetwork
+from components.models import KNOWN, Policy, deferred_weights, known_config, load_decoder, write_stand_in
+from components.preview import memory_of, preview, step_of
+from components.training import load_config
+from tests.checkpoints import write_model
+from tests.recipes.test_cli import ebft
+from tests.recipes.test_ebft import QUICKSTART, material, overrides  # noqa: F401
+
+PARAMETERS = {  # as their model cards say, in millions; tied embeddings once
+    "SmolLM2-135M": 134.5,
+    "SmolLM2-360M": 361.8,
+    "SmolLM2-1.7B": 1711.4,
+    "Qwen2.5-0.5B": 494.0,
+    "Qwen2.5-1.5B": 1543.7,
+    "Qwen2.5-3B": 3085.9,
+    "Qwen2.5-7B": 7615.6,
+    "Qwen2.5-32B": 32763.9,
+    "Llama-3.2-1B": 1235.8,
+    "Llama-3.2-3B": 3212.7,
+    "Llama-3.1-8B": 8030.3,
+    "Mistral-7B-v0.3": 7248.0,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_stand_in_has_its_models_parameters_and_takes_no_space(name, tmp_path):
+    write_stand_in(tmp_path, KNOWN[name])
+    with deferred_weights():
+        decoder = load_decoder(tmp_path)
+    millions = sum(parameter.numel() for parameter in decoder.parameters()) / 1e6
+    assert millions == pytest.approx(PARAMETERS[name], abs=0.06)
+    assert all(parameter.is_meta for parameter in decoder.parameters())
+    assert sum(os.stat(file).st_blocks for file in tmp_path.iterdir()) * 512 < 2**20
+
+
+def test_a_directorys_name_tells_its_model():
+    assert known_config("checkpoints/Qwen2.5-1.5B-Instruct") is KNOWN["Qwen2.5-1.5B"]
+    assert known_config("checkpoints/SmolLM2-1.7B") is KNOWN["SmolLM2-1.7B"]
+    assert known_config("checkpoints/mine") is None
+
+
+def test_validate_shows_the_first_row_with_its_anchors(overrides, tmp_path):  # noqa: F811
+    done = ebft("validate", "quickstart", "--set", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "‹0›" in done.stdout
+    assert "quickstart: valid" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_validate_refuses_in_one_sentence(overrides, tmp_path):  # noqa: F811
+    done = ebft("validate", "quickstart", "--set", *overrides, "reward.whitning=none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "did you mean 'whitening'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_that_is_not_here_is_stood_in_for(overrides, tmp_path):  # noqa: F811
+    with preview(load_config(QUICKSTART, [*overrides, f"model.checkpoint_dir={tmp_path}/Qwen2.5-7B"])) as found:
+        assert found.batch is None
+        assert "Qwen2.5-7B' is not here" in found.missing[0]
+        assert memory_of(found).held["weights"] == pytest.approx(4 * 7.6156e9, rel=1e-4)
+        assert memory_of(found, ranks=8).held["optimizer"] == pytest.approx(7.6156e9, rel=1e-4)
+    with (
+        pytest.raises(ValueError, match="no tokenizer.json in checkpoint_dir"),
+        preview(load_config(QUICKSTART, [*overrides, f"model.checkpoint_dir={tmp_path}/mine"])),
+    ):
+        pass
+
+
+def test_a_step_has_the_anchors_of_the_config(overrides):  # noqa: F811
+    with preview(load_config(QUICKSTART, overrides)) as found:
+        step = step_of(found)
+    assert list(step.anchors) == [8, 16, 24, 32, 40]  # rows of 48 tokens, rollouts of 8
+    assert step.packed_tokens == 48 + 4 * 5 * 7
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
+def test_what_is_held_is_what_real_tensors_hold(optimizer, tmp_path):
+    write_model(tmp_path)
+    policy, network = Policy(load_decoder(tmp_path)), FrozenNetwork(load_decoder(tmp_path, "bf16"))
+    network.keep_layers(3)
+    step = Step(length=24, anchors=[4, 8], samples=2, rollout_len=4)
+    memory = estimate_memory(policy, step=step, dtype=torch.float32, network=network, make_optimizer=optimizer)
+    used = optimizer(list(policy.parameters()))
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    used.step()
+    state = [value for entry in used.state.values() for value in entry.values() if torch.is_tensor(value)]
+    assert memory.held["weights"] == held_bytes(policy.parameters())
+    assert memory.held["optimizer"] == held_bytes(value for value in state if value.numel() > 1)
+    assert memory.held["feature network"] == held_bytes(network.parameters())
+    assert memory.peak < GIB
