@@ -34,6 +34,7 @@ class _Generation(Measure):
             raise ValueError(
                 "generator.stop_tokens is empty: no completion would ever end; name at least the EOS token"
             )
+        super().__init__(dataset=dataset, batch_size=batch_size)
         if "record" not in dataset[0]:
             raise ValueError("dataset gives no records to judge completions by; use one that has a record in every row")
         batch = collate([dataset[index] for index in range(len(dataset))])
@@ -42,7 +43,7 @@ class _Generation(Measure):
             raise ValueError(f"row {int((~anchors.mask[:, 0]).nonzero()[0])} of dataset has no prompt; leave it out")
         lengths = anchors.positions[:, 0]
         order = lengths.argsort(descending=True, stable=True).tolist()
-        super().__init__(dataset=_Picked(dataset, order), batch_size=batch_size)
+        self.dataset = _Picked(dataset, order)
         self.reach = int(lengths.max()) + generator.rollout_len
         self.generator = generator
         self.tokenizer = tokenizer
