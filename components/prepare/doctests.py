@@ -51,7 +51,6 @@ def _read_function(
             id=f"{module_name}.{function.name}",
             group=module_name,
             origin=package,
-            name=function.name,
             signature=module.signature(function),
             description=description,
             code=code,

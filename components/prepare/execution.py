@@ -6,13 +6,12 @@ or on an earlier call differs. It sees another time of day, too; what reads the 
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a corpus without code to run should not wait for torch, nor should --help
+    from components.rewards import Result, Sandbox
 
 # Modules that compute, and touch nothing outside the process.
 _PURE = """
@@ -24,10 +23,13 @@ _PURE_MODULES = frozenset(_PURE.split())
 _IMPURE_NAMES = {"breakpoint", "compile", "eval", "exec", "exit", "globals", "input", "open", "quit", "__import__"}
 _CLOCKS = {"now", "today", "utcnow"}
 
-# Runs under the sandbox's interpreter, whose hash seed is random, and starts itself again with the one asked for.
+# The sandbox's interpreter has a hash seed of its own, so it starts another for each run.
 _PROGRAM = """
 import os, sys
-os.execve(sys.executable, [sys.executable, "-s", "-S", "-P", "-c", {harness!r}], {{"PYTHONHASHSEED": "{seed}"}})
+for seed, harness in {runs!r}:
+    command = [sys.executable, "-s", "-S", "-P", "-c", harness]
+    if os.spawnve(os.P_WAIT, sys.executable, command, {{"PYTHONHASHSEED": seed}}):
+        sys.exit(1)
 """
 _HARNESS = """
 import io, json, math, sys
@@ -52,14 +54,7 @@ for expression in {expressions!r}:
             values[expression] = [json.dumps(value), repr(value)]
     except Exception:
         pass
-stdout.write(json.dumps(values))
-"""
-
-_LIMITS = """
-import resource
-resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
-resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+print(json.dumps(values), file=stdout)
 """
 
 
@@ -71,52 +66,37 @@ class Value:
     repr: str
 
 
-class Finished(Protocol):
-    """What is read of a program that ended."""
-
-    returncode: int
-    stdout: str
-
-
-class ProgramRunner(Protocol):
-    """Runs Python programs in isolation; ``components.rewards.sandbox.Sandbox`` is one."""
-
-    def map(self, programs: Sequence[str]) -> Sequence[Finished]:
-        """One result per program, in their order."""
-        ...
-
-
-def evaluate(cases: Sequence[tuple[str, Sequence[str]]], *, runner: ProgramRunner) -> list[dict[str, Value]]:
+def evaluate(cases: Sequence[tuple[str, Sequence[str]]], *, sandbox: "Sandbox") -> list[dict[str, Value]]:
     """Values of expressions behind code.
 
     Args:
         cases: pairs of code that defines what its expressions use, and those expressions.
-        runner: where they run.
+        sandbox: where they run.
 
     Returns:
         Per case the expressions whose value is plain (None, booleans, strings, finite numbers; lists, tuples, and
         dictionaries with strings as keys, of such) and the same in both runs.
     """
-    orders = [(code, list(expressions)) for code, expressions in cases]
-    forward = [_program(code, expressions, seed=1) for code, expressions in orders]
-    backward = [_program(code, expressions[::-1], seed=2) for code, expressions in orders]
-    results = [_values(result) for result in runner.map(forward + backward)]
-    pairs = zip(results[: len(orders)], results[len(orders) :], strict=True)
-    return [
-        {expression: value for expression, value in one.items() if other.get(expression) == value}
-        for one, other in pairs
-    ]
+    results = sandbox.map(_program(code, list(expressions)) for code, expressions in cases)
+    return [_agreed(result) for result in results]
 
 
-def _program(code: str, expressions: Sequence[str], *, seed: int) -> str:
-    return _PROGRAM.format(harness=_HARNESS.format(code=code, expressions=list(expressions)), seed=seed)
+def _program(code: str, expressions: list[str]) -> str:
+    orders = {"1": expressions, "2": expressions[::-1]}  # by hash seed
+    runs = [(seed, _HARNESS.format(code=code, expressions=order)) for seed, order in orders.items()]
+    return _PROGRAM.format(runs=runs)
 
 
-def _values(result: Finished) -> dict[str, Value]:
-    if result.returncode != 0:
+def _agreed(result: "Result") -> dict[str, Value]:
+    """Values that are the same in both lines of output."""
+    if result.status != "ok":
         return {}
-    found: dict[str, Any] = json.loads(result.stdout)
-    return {expression: Value(json=text, repr=shown) for expression, (text, shown) in found.items()}
+    one, other = map(json.loads, result.stdout.splitlines())
+    return {
+        expression: Value(json=text, repr=shown)
+        for expression, (text, shown) in one.items()
+        if other.get(expression) == [text, shown]
+    }
 
 
 def impurity(code: str) -> str | None:
@@ -135,24 +115,3 @@ def impurity(code: str) -> str | None:
         if isinstance(node, ast.Attribute) and node.attr in _CLOCKS:
             return node.attr
     return None
-
-
-class Subprocesses:
-    """Python programs as plain child processes: bounded in time, memory and files, but not isolated."""
-
-    def __init__(self, *, seconds: float = 10.0) -> None:
-        self.seconds = seconds
-
-    def map(self, programs: Sequence[str]) -> list[subprocess.CompletedProcess[str]]:
-        """One result per program, in their order; one that takes too long has the return code -1."""
-        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-            return list(pool.map(self._run, programs))
-
-    def _run(self, program: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", "-S", "-c", _LIMITS + program]
-        try:
-            return subprocess.run(
-                command, capture_output=True, text=True, timeout=self.seconds, cwd="/", env={}, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(command, -1, "", "")

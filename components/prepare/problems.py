@@ -4,9 +4,13 @@ import doctest
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from components.prepare.corpus import Row
-from components.prepare.execution import ProgramRunner, Value, evaluate
+from components.prepare.execution import Value, evaluate
+
+if TYPE_CHECKING:
+    from components.rewards import Sandbox
 
 # In characters; what is longer is left out.
 MAX_PROMPT = 2000
@@ -27,7 +31,6 @@ class Problem:
         id: unique in the corpus.
         group: what the split keeps together.
         origin: the package it comes from.
-        name: of the function.
         signature: as the prompt gives it.
         description: what it has to do.
         code: the reference answer, which stands alone.
@@ -37,14 +40,13 @@ class Problem:
     id: str
     group: str
     origin: str
-    name: str
     signature: str
     description: str
     code: str
     examples: Mapping[str, str | None]
 
 
-def make_records(problems: Sequence[Problem], *, runner: ProgramRunner, dropped: Counter[str]) -> list[Row]:
+def make_records(problems: Sequence[Problem], *, sandbox: "Sandbox", dropped: Counter[str]) -> list[Row]:
     """Records of the problems whose reference answer was seen to give plain, repeatable and telling values.
 
     Where two or more examples are usable, the prompt shows the first, which is then not tested: what is tested is never
@@ -52,10 +54,10 @@ def make_records(problems: Sequence[Problem], *, runner: ProgramRunner, dropped:
 
     Args:
         problems: in the order of the records.
-        runner: runs the reference answers.
+        sandbox: runs the reference answers.
         dropped: counts what is left out, by reason.
     """
-    outcomes = evaluate([(problem.code, list(problem.examples)) for problem in problems], runner=runner)
+    outcomes = evaluate([(problem.code, list(problem.examples)) for problem in problems], sandbox=sandbox)
     records = []
     for problem, values in zip(problems, outcomes, strict=True):
         record = _make_record(problem, values)
@@ -94,7 +96,6 @@ def _make_record(problem: Problem, values: Mapping[str, Value]) -> Row | str:
         "prompt": prompt,
         "completion": _ANSWER.format(code=answer),
         "context": "",
-        "name": problem.name,
         "tests": [{"expression": expression, "expected": value.json} for expression, value in short],
     }
 

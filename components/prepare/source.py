@@ -43,9 +43,30 @@ class SourceModule:
                     alone = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(package, [alias], 0)
                     self._imports[(alias.asname or alias.name).split(".")[0]] = ast.unparse(alone)
 
+    def only_defines(self) -> bool:
+        """Whether the top level only imports and defines, each name once: :meth:`stand_alone` then leaves nothing out."""
+        names = []
+        for node in self.tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.append(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names += [target.id if isinstance(target, ast.Name) else "" for target in targets]
+            elif (
+                not isinstance(node, ast.Import | ast.ImportFrom) and ast.get_docstring(ast.Module([node], [])) is None
+            ):
+                return False
+        return "" not in names and len(set(names)) == len(names)
+
     def functions(self) -> Iterator[ast.FunctionDef]:
         """Functions of the top level, the last of each name."""
         return (node for node in self._definitions.values() if isinstance(node, ast.FunctionDef))
+
+    def function(self, name: str) -> ast.FunctionDef:
+        """The function of that name, which must be there."""
+        node = self._definitions[name]
+        assert isinstance(node, ast.FunctionDef)
+        return node
 
     def stand_alone(self, function: ast.FunctionDef) -> str | None:
         """Source that defines ``function`` with the standard library alone; None if it needs more than its module has."""
@@ -101,7 +122,7 @@ class SourceModule:
             if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and _needs_import(inner.returns):
                 start, end = self._span(inner.returns)
                 arrow = self._source.rindex(b"->", 0, start)
-                yield len(self._source[:arrow].rstrip()), end
+                yield len(self._source[:arrow].rstrip(b" \t\r\n\\")), end  # it may stand on a continued line
             elif isinstance(inner, ast.arg) and _needs_import(inner.annotation):
                 yield self._span(inner)[0] + len(inner.arg.encode()), self._span(inner.annotation)[1]
             elif isinstance(inner, ast.AnnAssign) and inner.value and _needs_import(inner.annotation):

@@ -27,9 +27,7 @@ from components.prepare import (
     read_examples,
 )
 from components.prepare.corpus import find_package
-from components.prepare.execution import Subprocesses
-
-RUNNER = Subprocesses()
+from components.rewards import UnitTests
 
 
 def rows_of(path):
@@ -105,23 +103,19 @@ def helper(x) -> int:
 """
 
 
-def function_of(module, name):
-    return next(function for function in module.functions() if function.name == name)
-
-
 def test_a_function_is_cut_out_with_all_it_uses_and_nothing_else():
     module = SourceModule(MODULE)
-    code = module.stand_alone(function_of(module, "total"))
+    code = module.stand_alone(module.function("total"))
     assert code == STAND_ALONE
     exec(code, namespace := {})
     assert namespace["total"]([[1, 2], [3]], 3) == 6 * (2 + 3)
-    assert module.signature(function_of(module, "total")) == "total(rows, scale: int=2)"
+    assert module.signature(module.function("total")) == "total(rows, scale: int=2)"
 
 
 @pytest.mark.parametrize("name", ["foreign", "undefined"])
 def test_a_function_that_needs_another_package_or_what_is_nowhere_does_not_stand_alone(name):
     module = SourceModule(MODULE)
-    assert module.stand_alone(function_of(module, name)) is None
+    assert module.stand_alone(module.function(name)) is None
 
 
 DOCUMENTATION = """Repeat things.
@@ -169,15 +163,15 @@ def test_examples_are_expressions_with_the_function_and_variables_become_their_v
         ("calls.append(0) or len(calls)", None),  # and this one's value on what was asked before
     ],
 )
-def test_only_plain_values_that_do_not_depend_on_the_run_are_kept(expression, json_text):
+def test_only_plain_values_that_do_not_depend_on_the_run_are_kept(sandbox, expression, json_text):
     code = "calls = []"
-    ((values),) = evaluate([(code, [expression, "calls.append(0)"])], runner=RUNNER)
+    ((values),) = evaluate([(code, [expression, "calls.append(0)"])], sandbox=sandbox)
     assert (values[expression].json if expression in values else None) == json_text
 
 
-def test_code_that_fails_or_does_not_end_has_no_values():
+def test_code_that_fails_or_does_not_end_has_no_values(sandbox):
     cases = [("raise ValueError", ["1"]), ("while True: pass", ["1"]), ("x = 1", ["x"])]
-    assert [set(values) for values in evaluate(cases, runner=Subprocesses(seconds=2.0))] == [set(), set(), {"x"}]
+    assert [set(values) for values in evaluate(cases, sandbox=sandbox)] == [set(), set(), {"x"}]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +195,6 @@ def problem_of(examples, **changes):
         "id": "m.double",
         "group": "m",
         "origin": "package",
-        "name": "double",
         "signature": "double(x)",
         "description": "Twice x.",
         "code": "def double(x):\n    return x * 2\n",
@@ -210,13 +203,15 @@ def problem_of(examples, **changes):
     return Problem(**(values | changes))
 
 
-def records_of(*problems):
+def records_of(sandbox, *problems):
     dropped = Counter()
-    return make_records(problems, runner=RUNNER, dropped=dropped), dict(dropped)
+    return make_records(problems, sandbox=sandbox, dropped=dropped), dict(dropped)
 
 
-def test_a_record_shows_its_first_example_and_tests_the_others():
-    (record,), dropped = records_of(problem_of({"double(1)": "2", "double('a')": None, "double([0])": "[0, 0]"}))
+def test_a_record_shows_its_first_example_and_tests_the_others(sandbox):
+    (record,), dropped = records_of(
+        sandbox, problem_of({"double(1)": "2", "double('a')": None, "double([0])": "[0, 0]"})
+    )
     assert record == {
         "id": "m.double",
         "group": "m",
@@ -224,7 +219,6 @@ def test_a_record_shows_its_first_example_and_tests_the_others():
         "prompt": "Write a Python function `double(x)`.\n\nTwice x.\n\nFor example, `double(1)` returns `2`.\n",
         "completion": "```python\ndef double(x):\n    return x * 2\n```",
         "context": "",
-        "name": "double",
         "tests": [
             {"expression": "double('a')", "expected": '"aa"'},
             {"expression": "double([0])", "expected": "[0, 0]"},
@@ -233,8 +227,8 @@ def test_a_record_shows_its_first_example_and_tests_the_others():
     assert not dropped
 
 
-def test_an_example_is_not_shown_if_a_constant_would_pass_the_others():
-    (record,), _ = records_of(problem_of({"double(1) > 1": None, "double(0) > 1": None}))
+def test_an_example_is_not_shown_if_a_constant_would_pass_the_others(sandbox):
+    (record,), _ = records_of(sandbox, problem_of({"double(1) > 1": None, "double(0) > 1": None}))
     assert "For example" not in record["prompt"]
     assert [test["expected"] for test in record["tests"]] == ["true", "false"]
 
@@ -249,8 +243,8 @@ def test_an_example_is_not_shown_if_a_constant_would_pass_the_others():
         ({"examples": {"double(3)": None}, "description": "x" * 2000}, "prompt longer than 2000"),
     ],
 )
-def test_problems_that_cannot_be_judged_are_left_out_with_the_reason(changes, reason):
-    records, dropped = records_of(problem_of(**changes))
+def test_problems_that_cannot_be_judged_are_left_out_with_the_reason(sandbox, changes, reason):
+    records, dropped = records_of(sandbox, problem_of(**changes))
     assert not records
     ((found, count),) = dropped.items()
     assert found.startswith(reason)
@@ -280,23 +274,23 @@ def codeio_file(folder, *rows):
     return path
 
 
-def test_codeio_programs_get_inputs_from_their_own_generator(tmp_path):
+def test_codeio_programs_get_inputs_from_their_own_generator(sandbox, tmp_path):
     rows = [
         (CODE, GENERATOR),
         (CODE.replace("math", "numpy"), GENERATOR),
         (CODE, "def generate_inputs(rng):\n    raise ValueError\n"),
+        (CODE + "math.sqrt(4)\n", GENERATOR),
     ]
     dropped = Counter()
-    (problem,) = read_codeio(codeio_file(tmp_path, *rows), runner=RUNNER, dropped=dropped)
-    assert sorted(dropped.values()) == [1, 1]
-    # "import random" is not used, and the first and third comment are the same in every program.
+    (problem,) = read_codeio(codeio_file(tmp_path, *rows), sandbox=sandbox, dropped=dropped)
+    assert sorted(dropped.values()) == [1, 1, 1]
     assert problem.code == (
-        'import math\n\ndef main_solution(x, y):\n    # grow\n    return {"sum": math.floor(x) + y}\n'
+        'import math\n\n\ndef main_solution(x, y):\n    # grow\n    return {"sum": math.floor(x) + y}\n'
     )
     assert problem.signature == "main_solution(x, y)"
     drawn = dict.fromkeys(random.Random(seed).randint(0, 99) for seed in range(16))
     assert list(problem.examples) == [f"main_solution(x={x}, y=1)" for x in drawn]
-    (record,), _ = records_of(problem)
+    (record,), _ = records_of(sandbox, problem)
     assert record["tests"][0]["expected"] == json.dumps({"sum": list(drawn)[1] + 1})
 
 
@@ -307,9 +301,9 @@ def test_a_record_with_a_held_out_function_is_left_out():
     words = [f"word{i}" for i in range(25)]
     held_out = [{"entry_point": "Solve", "prompt": " ".join(words[:15]) + ", ", "completion": " ".join(words[15:])}]
     records = [
-        {"name": "solve", "prompt": "", "completion": ""},
-        {"name": "a", "prompt": "x " + " ".join(words[3:23]).upper(), "completion": ""},  # 20 in a row
-        {"name": "b", "prompt": "x " + " ".join(words[3:22]), "completion": "y"},  # 19
+        {"prompt": "", "completion": "def f():\n    def solve(): ..."},
+        {"prompt": "x " + " ".join(words[3:23]).upper(), "completion": ""},  # 20 in a row
+        {"prompt": "x " + " ".join(words[3:22]), "completion": "y solve()"},  # 19
     ]
     dropped = Counter()
     assert decontaminate(records, held_out, dropped=dropped) == records[2:]
@@ -369,7 +363,7 @@ def packages(tmp_path, monkeypatch):
     return root
 
 
-def test_a_coding_corpus_is_the_same_each_time_and_its_answers_pass_its_tests(packages, tmp_path):
+def test_a_coding_corpus_is_the_same_each_time_and_its_answers_pass_its_tests(sandbox, packages, tmp_path):
     for name in ("one", "two"):
         main(["coding", "--output-dir", str(tmp_path / name), "--validation-fraction", "0.2", "--test-fraction", "0.2"])
     names = ["MANIFEST.json", "README.md", "test.jsonl", "train.jsonl", "validation.jsonl"]
@@ -383,10 +377,7 @@ def test_a_coding_corpus_is_the_same_each_time_and_its_answers_pass_its_tests(pa
     assert {source["version"] for source in manifest["sources"]} == {"1.2"}
     rows = [row for part in ("train", "validation", "test") for row in rows_of(tmp_path / "one" / f"{part}.jsonl")]
     assert len({row["id"] for row in rows}) == len(rows) == 21
-    for row in rows:
-        exec(row["completion"].removeprefix("```python\n").removesuffix("```"), namespace := {})
-        for test in row["tests"]:
-            assert eval(test["expression"], namespace) == json.loads(test["expected"])
+    assert UnitTests(sandbox=sandbox)([row["completion"] for row in rows], rows) == [1.0] * 21
 
 
 def test_humaneval_continues_its_prompt(packages, tmp_path):
@@ -546,12 +537,12 @@ def test_a_missing_debian_package_or_tool_is_named(debian_packages, tmp_path, mo
 
 
 @pytest.mark.skipif(find_spec("toolz") is None, reason="needs the package toolz (make corpora)")
-def test_functions_of_toolz_become_records():
+def test_functions_of_toolz_become_records(sandbox):
     names = ("frequencies", "get_in", "interpose")
     dropped = Counter()
     found = read_doctests("toolz", find_package("toolz", install=""), dropped=dropped)
-    problems = [problem for problem in found if problem.name in names]
-    records = make_records(problems, runner=RUNNER, dropped=dropped)
+    problems = [problem for problem in found if problem.id.rpartition(".")[2] in names]
+    records = make_records(problems, sandbox=sandbox, dropped=dropped)
     assert sorted(record["id"] for record in records) == [
         "toolz.dicttoolz.get_in",
         "toolz.itertoolz.frequencies",
