@@ -1,7 +1,8 @@
 """What people look at after a run: plots, tables and pages."""
 
 from components.report.curves import plot_run
+from components.report.report_page import report_page
 from components.report.rollouts_page import rollouts_page, rollouts_table
 from components.report.summary import before_after
 
-__all__ = ["before_after", "plot_run", "rollouts_page", "rollouts_table"]
+__all__ = ["before_after", "plot_run", "report_page", "rollouts_page", "rollouts_table"]
