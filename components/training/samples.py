@@ -121,7 +121,8 @@ def token_texts(tokenizer: Decoder, ids: Sequence[int], *, context: Sequence[int
             continue
         before = tokenizer.decode(known[start:done])
         # A character of which `before` has only the first bytes is no prefix of `text`.
-        texts.append(text[len(os.path.commonprefix([before, text])) :])
+        shared = os.path.commonprefix([before, text])  # of any strings  # noqa: RUF071
+        texts.append(text[len(shared) :])
         start, done = done, end
     return texts
 
