@@ -1,10 +1,9 @@
 """One page about one run or several: curves over each other, validation before and after, where time went, what differs.
 
 Numbers come from what a run left: ``metrics.jsonl``, ``validation/``, ``config.yaml`` and, if it was evaluated,
-``evaluation.json``. What a run lacks is left out.
+``results.json``. What a run lacks is left out.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from components.evaluation import Measured, load_validations
+from components.evaluation import Measured, load_summary, load_validations
 from components.report.labels import TITLES, title
 from components.report.page import write_page
 from components.training import diff_configs, load_config, read_metrics
@@ -53,7 +52,7 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     runs = [_run(folder) for folder in folders]
     names = _names(folders)
     shown = [key for key in (*_TRAINING, *_others(runs)) if any(key in run["training"] for run in runs)]
-    measured = [key for key in _validated(runs)]
+    measured = _validated(runs)
     data = {
         "runs": [{"name": name} | run for name, run in zip(names, runs, strict=True)],
         "training": [[key, title(key), key in _TRAINING] for key in shown],
@@ -65,7 +64,7 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
 
 def _run(folder: Path) -> dict[str, Any]:
     """What is known of one run, as plain values; a list of points is ``[step, value]`` or ``[step, value, error]``."""
-    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "results.json")):
         raise ValueError(f"'{folder}' is no run: it has neither config.yaml nor metrics.jsonl; name its output_dir")
     rows = read_metrics(folder)
     keys = dict.fromkeys(key for row in rows for key in row if key != "step" and not key.startswith("seconds/"))
@@ -77,7 +76,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "validation": _validation(validations),
         "changes": _changes(validations),
         "rows": max((len(entry.values) for each in validations.values() for entry in each.values()), default=0),
-        "evaluation": _evaluation(folder / "evaluation.json"),
+        "evaluation": _evaluation(folder),
     }
 
 
@@ -100,7 +99,9 @@ def _seconds(rows: list[dict]) -> dict[str, float]:
     """Mean seconds of a step in each phase, in their order; ``other`` is what no phase accounts for."""
     timed = [row for row in rows if row.get("seconds/step") is not None]
     phases = dict.fromkeys(key for row in timed for key in row if key.startswith("seconds/") and key != "seconds/step")
-    means = {key.removeprefix("seconds/"): math.fsum(row.get(key) or 0.0 for row in timed) / len(timed) for key in phases}
+    means = {
+        key.removeprefix("seconds/"): math.fsum(row.get(key) or 0.0 for row in timed) / len(timed) for key in phases
+    }
     if timed:
         whole = math.fsum(row["seconds/step"] for row in timed) / len(timed)
         means["other"] = max(0.0, whole - math.fsum(means.values()))
@@ -140,22 +141,15 @@ def _changes(validations: dict[int, dict[str, Measured]]) -> list[dict[str, Any]
     return changes
 
 
-def _evaluation(path: Path) -> list[list[Any]]:
-    """Rows ``[checkpoint, metric, value, low, high]`` of ``{checkpoint: {metric: {"value", "low", "high"}}}``; other
-    entries are left out."""
-    if not path.is_file():
+def _evaluation(folder: Path) -> list[list[Any]]:
+    """Rows ``[checkpoint, metric, value, low, high]`` of what ``recipes/evaluate.py`` left in ``folder``, if it did."""
+    if not (folder / "results.json").is_file():
         return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); evaluate again or remove it") from error
-    checkpoints = content.items() if isinstance(content, dict) else []
     return [
-        [str(checkpoint), str(metric), *(_finite(entry.get(key)) for key in ("value", "low", "high"))]
-        for checkpoint, metrics in checkpoints
-        if isinstance(metrics, dict)
-        for metric, entry in metrics.items()
-        if isinstance(entry, dict) and _finite(entry.get("value")) is not None
+        [checkpoint, f"{measure}: {metric}", *map(_finite, (found["value"], *(found["interval"] or ("", ""))))]
+        for measure, entry in load_summary(folder)["measures"].items()
+        for metric, checkpoints in entry["metrics"].items()
+        for checkpoint, found in checkpoints.items()
     ]
 
 
@@ -166,7 +160,7 @@ def _differences(folders: Sequence[Path]) -> list[list[str | None]]:
     if len(known) < 2:
         return []
     keys = {line.partition(":")[0]: None for other in known[1:] for line in diff_configs(known[0], other)}
-    return [[key, *(config and _value(config, key) for config in configs)] for key in sorted(keys)]
+    return [[key, *(None if config is None else _value(config, key) for config in configs)] for key in sorted(keys)]
 
 
 def _config(folder: Path) -> DictConfig | None:
