@@ -8,7 +8,7 @@ Another corpus is a function that hands its rows to ``write_corpus``, and a subc
 """
 
 from components.prepare.codeio import read_codeio
-from components.prepare.coding import decontaminate, drop_repeated, prepare_coding
+from components.prepare.coding import decontaminate, prepare_coding, verify
 from components.prepare.commands import main
 from components.prepare.corpus import split_rows, write_corpus
 from components.prepare.doctests import read_doctests, read_examples
@@ -28,7 +28,6 @@ __all__ = [
     "check_smollm2",
     "clean_pairs",
     "decontaminate",
-    "drop_repeated",
     "evaluate",
     "flaw",
     "impurity",
@@ -49,5 +48,6 @@ __all__ = [
     "read_python_files",
     "split_rows",
     "unpack",
+    "verify",
     "write_corpus",
 ]

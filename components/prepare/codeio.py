@@ -37,9 +37,11 @@ def read_codeio(path: Path, *, sandbox: "Sandbox", dropped: Counter[str]) -> lis
             solution, generator = module.function(_FUNCTION), module.function("generate_inputs")
             code, drawing = module.stand_alone(solution), module.stand_alone(generator)
             if not module.only_defines():
-                dropped["program has statements outside functions"] += 1
-            elif code is None or drawing is None or impurity(code) or impurity(drawing):
-                dropped["program needs a package, a file, the clock or a terminal"] += 1
+                dropped["has statements outside functions"] += 1
+            elif code is None or drawing is None:
+                dropped["needs another package or module"] += 1
+            elif impurity(code) or impurity(drawing):
+                dropped["needs files, the clock, chance or a terminal"] += 1
             else:
                 rows.append((line, row, module.signature(solution), code, drawing))
     inputs = _draw_inputs([drawing for *_, drawing in rows], sandbox)

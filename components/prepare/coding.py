@@ -1,20 +1,23 @@
 """Q&A coding with tests that can be run: functions of five packages, and CodeI/O; nothing that is in HumanEval.
 
-What every record promises was seen to hold: the reference answer gives the expected value of each test in two runs in
-isolation, see ``components.prepare.execution``.
+What every record promises was seen to hold: in three isolated runs the reference answer gave what each of its tests expects.
 """
 
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.prepare.codeio import read_codeio
 from components.prepare.corpus import Row, find_package, installed, phase, readme_of, shuffled, split_rows, write_corpus
 from components.prepare.doctests import read_doctests
 from components.prepare.humaneval import read_humaneval
 from components.prepare.problems import make_records
+
+if TYPE_CHECKING:
+    from components.rewards import Sandbox
 
 _LICENSES = {
     "algorithms": "MIT",
@@ -57,8 +60,8 @@ def prepare_coding(
             else:
                 problems = list(read_doctests(name, root, dropped=dropped[name]))
             records = make_records(problems, sandbox=sandbox, dropped=dropped[name])
-            records = drop_repeated(records, seen=rows, dropped=dropped[name])
-            rows += decontaminate(records, held_out, dropped=dropped[name])
+            records = decontaminate(records, held_out, dropped=dropped[name])
+            rows += verify(records, sandbox=sandbox, dropped=dropped[name])
     about = {
         "corpus": "coding",
         "python": platform.python_version(),
@@ -84,22 +87,19 @@ def prepare_coding(
     print(f"made {output_dir}")
 
 
-def drop_repeated(records: Iterable[Row], *, seen: Iterable[Row], dropped: Counter[str]) -> list[Row]:
-    """Records whose answer is none of those before it.
+def verify(records: Sequence[Row], *, sandbox: "Sandbox", dropped: Counter[str]) -> list[Row]:
+    """Records whose reference answer passes all its tests, run once more and judged as completions are.
 
     Args:
-        records: judged in their order.
-        seen: records taken already.
+        records: with ``completion`` and ``tests``.
+        sandbox: runs the reference answers.
         dropped: counts what is left out.
     """
-    answers = {row["completion"] for row in seen}
-    kept = []
-    for record in records:
-        if record["completion"] in answers:
-            dropped["same answer as another"] += 1
-        else:
-            answers.add(record["completion"])
-            kept.append(record)
+    from components.rewards import UnitTests
+
+    scores = UnitTests(sandbox=sandbox)([record["completion"] for record in records], list(records))
+    kept = [record for record, score in zip(records, scores, strict=True) if score == 1]
+    dropped["reference answer fails its tests in a third run"] += len(records) - len(kept)
     return kept
 
 

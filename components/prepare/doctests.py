@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from components.prepare.execution import impurity
 from components.prepare.problems import Problem
 from components.prepare.source import SourceModule
 
@@ -43,7 +44,9 @@ def _read_function(
     description, examples = read_examples(documentation, function.name)
     code = module.stand_alone(function)
     if code is None:
-        dropped["function needs another package or module"] += 1
+        dropped["needs another package or module"] += 1
+    elif impurity(code):
+        dropped["needs files, the clock, chance or a terminal"] += 1
     elif not examples:
         dropped["no example is an expression with the function"] += 1
     else:

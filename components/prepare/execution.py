@@ -1,7 +1,7 @@
-"""What reference code computes: run in isolation, twice, and kept only where both runs agree on a plain value.
+"""What reference code computes: run in isolation, twice, and believed only if both runs agree.
 
 The second run has another hash seed and asks in the opposite order, so that a value which depends on the order of a set
-or on an earlier call differs. It sees another time of day, too; what reads the clock is refused before it runs.
+or on an earlier call differs. What reads the clock or draws at random could agree by chance; it is refused before it runs.
 """
 
 import ast
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a corpus without code to run should not wait for torch, nor
 # Modules that compute, and touch nothing outside the process.
 _PURE = """
     abc base64 binascii bisect calendar cmath collections colorsys contextlib copy dataclasses datetime decimal difflib
-    enum fractions functools hashlib heapq html itertools json keyword math numbers operator pprint queue random re
+    enum fractions functools hashlib heapq html itertools json keyword math numbers operator pprint queue re
     reprlib statistics string struct textwrap typing types unicodedata warnings zlib
 """
 _PURE_MODULES = frozenset(_PURE.split())
@@ -74,8 +74,9 @@ def evaluate(cases: Sequence[tuple[str, Sequence[str]]], *, sandbox: "Sandbox") 
         sandbox: where they run.
 
     Returns:
-        Per case the expressions whose value is plain (None, booleans, strings, finite numbers; lists, tuples, and
-        dictionaries with strings as keys, of such) and the same in both runs.
+        Per case the expressions whose value is plain: None, booleans, strings, finite numbers; lists, tuples, and
+        dictionaries with strings as keys, of such. None at all if any differs between the runs: others of that code may
+        have been the same by chance.
     """
     results = sandbox.map(_program(code, list(expressions)) for code, expressions in cases)
     return [_agreed(result) for result in results]
@@ -88,15 +89,11 @@ def _program(code: str, expressions: list[str]) -> str:
 
 
 def _agreed(result: "Result") -> dict[str, Value]:
-    """Values that are the same in both lines of output."""
+    """The values, if the two lines of output state the same ones."""
     if result.status != "ok":
         return {}
     one, other = map(json.loads, result.stdout.splitlines())
-    return {
-        expression: Value(json=text, repr=shown)
-        for expression, (text, shown) in one.items()
-        if other.get(expression) == [text, shown]
-    }
+    return {name: Value(json=text, repr=shown) for name, (text, shown) in one.items()} if one == other else {}
 
 
 def impurity(code: str) -> str | None:

@@ -16,7 +16,6 @@ from components.prepare import (
     SourceModule,
     clean_pairs,
     decontaminate,
-    drop_repeated,
     evaluate,
     flaw,
     impurity,
@@ -25,8 +24,10 @@ from components.prepare import (
     read_codeio,
     read_doctests,
     read_examples,
+    verify,
 )
 from components.prepare.corpus import find_package
+from components.prepare.execution import Value
 from components.rewards import UnitTests
 
 
@@ -169,6 +170,16 @@ def test_only_plain_values_that_do_not_depend_on_the_run_are_kept(sandbox, expre
     assert (values[expression].json if expression in values else None) == json_text
 
 
+def test_one_value_that_depends_on_the_run_discredits_the_others(sandbox):
+    code = "calls = []"
+    assert evaluate(
+        [(code, ["1", "2"]), (code, ["1", "calls.append(0) or len(calls)", "len(calls)"])], sandbox=sandbox
+    ) == [
+        {"1": Value(json="1", repr="1"), "2": Value(json="2", repr="2")},
+        {},
+    ]
+
+
 def test_code_that_fails_or_does_not_end_has_no_values(sandbox):
     cases = [("raise ValueError", ["1"]), ("while True: pass", ["1"]), ("x = 1", ["x"])]
     assert [set(values) for values in evaluate(cases, sandbox=sandbox)] == [set(), set(), {"x"}]
@@ -183,6 +194,7 @@ def test_code_that_fails_or_does_not_end_has_no_values(sandbox):
         ("from . import x", "."),
         ("def f():\n    import numpy as np", "numpy"),
         ("open('x')", "open"),
+        ("import random", "random"),
         ("import datetime\ndatetime.datetime.now()", "now"),
     ],
 )
@@ -310,10 +322,11 @@ def test_a_record_with_a_held_out_function_is_left_out():
     assert sorted(dropped.values()) == [1, 1]
 
 
-def test_an_answer_is_taken_once():
-    rows = [{"completion": answer} for answer in "abac"]
+def test_a_record_whose_answer_fails_a_test_is_left_out(sandbox):
+    tests = [{"expression": "f(1)", "expected": "2"}, {"expression": "f(2)", "expected": "3"}]
+    records = [{"completion": f"def f(x):\n    return {body}", "tests": tests} for body in ("x + 1", "2", "2 * x")]
     dropped = Counter()
-    assert drop_repeated(rows, seen=[{"completion": "c"}], dropped=dropped) == rows[:2]
+    assert verify(records, sandbox=sandbox, dropped=dropped) == records[:1]
     assert dropped.total() == 2
 
 
