@@ -19,6 +19,7 @@ from torchtune._cli.run import Run
 import components
 from components.preview import estimate as estimate_table
 from components.preview import preview, show
+from components.report import report_page, rollouts_page, rollouts_table
 from components.training import load_config
 
 RECIPES = ("ebft", "evaluate")
@@ -75,6 +76,17 @@ def estimate(args: argparse.Namespace) -> None:
         Console().print(estimate_table(found, ranks=args.ranks))
 
 
+def report(args: argparse.Namespace) -> None:
+    """Write one HTML file about one run or several: curves, changes, time, differences between configs."""
+    print(report_page(args.run, args.out or Path(args.run[0], "report.html")))
+
+
+def rollouts(args: argparse.Namespace) -> None:
+    """Show what a run sampled: the newest kept step here, all of them in one HTML file."""
+    Console().print(rollouts_table(args.run, step=args.step))
+    print(rollouts_page(args.run, args.out))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """torchtune's commands that make sense for our recipes."""
     parser = argparse.ArgumentParser(prog="ebft", description="Energy-based fine-tuning on torchtune.")
@@ -88,6 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
         own.add_argument("--set", nargs="+", default=[], metavar="key=value", help="overrides, as after `ebft run`")
         own.set_defaults(func=function)
     commands.choices["estimate"].add_argument("--ranks", type=int, default=1, help="processes that share the weights")
+    for name, function in (("report", report), ("rollouts", rollouts)):
+        own = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        own.add_argument("run", nargs="+" if name == "report" else None, help="output_dir of a run")
+        own.add_argument("--out", help="the file to write; by default in the (first) run's folder")
+        own.set_defaults(func=function)
+    commands.choices["rollouts"].add_argument("--step", type=int, help="which kept step the table shows")
     for name, each in commands.choices.items():
         each.prog = f"ebft {name}"
         each.usage, each.epilog = (text and text.replace("tune ", "ebft ") for text in (each.usage, each.epilog))

@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from components import training
-from components.data import collate, first_rows
+from components.data import NotHere, collate, first_rows
 from components.estimate import GIB, Memory, Step, estimate_memory, flops_of
 from components.features import FrozenNetwork
 from components.models import Policy, deferred_weights, known_config, parse_dtype, read_config, write_stand_in
@@ -104,6 +105,7 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
         )
     loss = training.instantiate(cfg.loss, path="loss")
     parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=tokenizer, device=torch.device("meta"))
+    _build_rest(cfg)
     found = Preview(
         cfg=cfg,
         model_config=read_config(cfg.model.checkpoint_dir),
@@ -115,12 +117,27 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
     if tokenizer is not None:
         try:
             dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=tokenizer)
+            if "validation" in cfg:
+                training.instantiate(cfg.validation.dataset, path="validation.dataset", tokenizer=tokenizer)
         except ValueError as error:
-            missing.append(f"dataset is not here or cannot be read ({error})")
+            if not isinstance(error.__cause__, NotHere):
+                raise
+            missing.append(str(error))
         else:
             training.check_parts(parts=parts, loss=loss, dataset=dataset)
             found.batch = collate(first_rows(dataset, cfg.batch_size))
     return found
+
+
+def _build_rest(cfg: DictConfig) -> None:
+    """What needs no weights to be refused: optimizer, schedule and checkpointer."""
+    optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=[nn.Parameter(torch.zeros(1))])
+    if "lr_scheduler" in cfg:
+        known = {"max_steps": cfg.get("max_steps", 100)} if training.accepts(cfg.lr_scheduler, "max_steps") else {}
+        training.instantiate(cfg.lr_scheduler, path="lr_scheduler", optimizer=optimizer, **known)
+    training.instantiate(
+        cfg.checkpointer, path="checkpointer", output_dir=cfg.output_dir, keep_last=cfg.get("keep_last", 1)
+    )
 
 
 def show(found: Preview) -> Group:

@@ -29,7 +29,7 @@ from components.models import Policy, deferred_weights
 from components.report import before_after, plot_run
 from components.rollouts import duplicate_share
 from components.schedules import scheduled
-from components.types import Batch
+from components.types import Batch, Rewards, Rollouts
 
 
 class EBFTRecipe:
@@ -142,6 +142,7 @@ class EBFTRecipe:
             training.save_config(self.cfg, self.output_dir)
             self.metrics_log.truncate(self.steps_done)
             evaluation.forget_validations(self.output_dir, after=self.steps_done)
+            training.forget_rollouts(self.output_dir, after=self.steps_done)
         self.loggers = []
         if training.is_main() and "metric_logger" in self.cfg:
             nodes = self.cfg.metric_logger
@@ -207,7 +208,8 @@ class EBFTRecipe:
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """One on-policy update (paper, algorithm 1) from the micro-batches of a step."""
-        metrics, drawn, step = training.StepMetrics(), [], self.steps_done
+        metrics, step = training.StepMetrics(), self.steps_done
+        drawn: list[tuple[Batch, Rollouts, torch.Tensor]] = []
         for batch in batches:
             with metrics.phase("rollouts"):
                 rollouts = self.generator(self.policy, batch, self.rng)
@@ -216,6 +218,8 @@ class EBFTRecipe:
             with metrics.phase("rewards"):
                 rewards = self.reward(batch, rollouts, features)
                 advantages = self.advantage(rewards)
+            if not drawn:
+                self._keep_rollouts(batch, rollouts, rewards, advantages)
             drawn.append((batch, rollouts, advantages))
             blocks = int(rewards.mask.sum())
             metrics.add(rewards.metrics | {"duplicate_rollouts": duplicate_share(rollouts)}, weight=blocks)
@@ -243,6 +247,20 @@ class EBFTRecipe:
         result = metrics.mean() | {"grad_norm": grad_norm, "lr": lr} | scheduled(self.loss, step)
         result["tokens_per_second"] = float(counts.rollout) / result["seconds/step"]
         return result | {"peak_memory_gib": training.peak_memory_gib()}
+
+    def _keep_rollouts(self, batch: Batch, rollouts: Rollouts, rewards: Rewards, advantages: torch.Tensor) -> None:
+        """For people to read, twenty times in a run unless it says how often (``ebft rollouts``)."""
+        every = self.cfg.get("keep_rollouts_every_n_steps", max(1, self.max_steps // 20))
+        if training.is_main() and rewards.mask.any() and (self.steps_done + 1) % every == 0:
+            training.save_rollouts(
+                self.output_dir,
+                self.steps_done + 1,
+                tokenizer=self.tokenizer,
+                batch=batch,
+                rollouts=rollouts,
+                rewards=rewards,
+                advantages=advantages,
+            )
 
     def update(self) -> float:
         """Clip, check, step; the gradient norm before clipping."""

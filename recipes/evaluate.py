@@ -134,7 +134,7 @@ class EvaluationRecipe:
             "measures": measures,
         }
         evaluation.save_summary(self.output_dir, summary)
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 120)
         for table in comparison(summary):
             console.print(table)
         plots = plot_comparison(summary, self.output_dir / "plots")

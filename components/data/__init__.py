@@ -5,7 +5,7 @@ from components.data.loader import TrainStream, batch_loader, first_rows, train_
 from components.data.packing import PackedText
 from components.data.prompts import PromptCompletion
 from components.data.rows import Rows, collate
-from components.data.sources import load_records, load_text, stream_text
+from components.data.sources import NotHere, load_records, load_text, stream_text
 from components.data.splits import split_by_group
 from components.data.streaming import StreamedBatches, StreamedText
 from components.data.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
@@ -13,6 +13,7 @@ from components.data.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
 __all__ = [
     "ChatTemplate",
     "HFTokenizer",
+    "NotHere",
     "PackedText",
     "PromptCompletion",
     "Rows",

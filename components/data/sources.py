@@ -16,6 +16,10 @@ _ROW_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": 
 _TEXT = "text"
 
 
+class NotHere(ValueError):
+    """A path that names nothing here, and that the hub does not have or cannot be asked for."""
+
+
 def load_text(
     path: str,
     *,
@@ -192,11 +196,11 @@ def _from_hub(path: str, name: str | None, split: str, *, streaming: bool) -> An
     missing = f"path '{path}' is no file, folder or glob that matches anything here"
     # Asking the hub for what cannot be there takes half a minute of retries without a network.
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path) or Path(path).suffix in {*_ROW_FILES, ".md", ".py", ".txt"}:
-        raise ValueError(f"{missing}, and cannot be a dataset id of the Hugging Face hub; correct it")
+        raise NotHere(f"{missing}, and cannot be a dataset id of the Hugging Face hub; correct it")
     try:
         return datasets.load_dataset(path, name, split=split, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
+        raise NotHere(
             f"{missing}, and as a dataset id of the Hugging Face hub (name {name!r}, split {split!r}) it cannot be "
             f"loaded ({error}); correct it"
         ) from error

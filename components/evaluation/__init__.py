@@ -6,7 +6,7 @@ from components.evaluation.measures import CrossEntropy, Found, Measure, Row, To
 from components.evaluation.results import load_scores, load_summary, save_found, save_summary, summarise
 from components.evaluation.schema import check_evaluation
 from components.evaluation.statistics import Estimate, Scores, compare, pass_at_k
-from components.evaluation.tasks import Completions, Translation, Verifier
+from components.evaluation.tasks import Completions, Translation
 from components.evaluation.validation import (
     Measured,
     forget_validations,
@@ -29,7 +29,6 @@ __all__ = [
     "Scores",
     "TokenEntropy",
     "Translation",
-    "Verifier",
     "block_losses",
     "check_candidates",
     "check_evaluation",

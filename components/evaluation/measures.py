@@ -47,6 +47,9 @@ class Measure(ABC):
         dataset: the rows, in the order in which they are measured.
         batch_size: rows at a time, on each process.
 
+    Raises:
+        ValueError: a stream.
+
     Attributes:
         reach: how many positions the policy will have to read, by default those of a row.
         combine: metrics that are no means, and how their statistics are combined (``statistics.COMBINE``).
@@ -54,6 +57,11 @@ class Measure(ABC):
     """
 
     def __init__(self, *, dataset: Rows, batch_size: int) -> None:
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"dataset is {type(dataset).__name__}, a stream; measures need a number of rows: use "
+                "components.data.PackedText with max_rows"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.reach = len(dataset[0]["tokens"])

@@ -3,7 +3,7 @@
 import importlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
@@ -13,14 +13,9 @@ from components.data import HFTokenizer, Rows, collate
 from components.evaluation.measures import Measure, Row
 from components.evaluation.statistics import pass_at_k
 from components.models import Policy
+from components.rewards import Verifier
 from components.rollouts import BlockParallelGenerator
 from components.types import Batch
-
-
-class Verifier(Protocol):
-    """Scores in [0, 1] of completions, each with the record that its prompt is from."""
-
-    def __call__(self, completions: list[str], records: list[dict[str, Any]]) -> list[float]: ...
 
 
 class _Generation(Measure):
@@ -39,6 +34,7 @@ class _Generation(Measure):
             raise ValueError(
                 "generator.stop_tokens is empty: no completion would ever end; name at least the EOS token"
             )
+        super().__init__(dataset=dataset, batch_size=batch_size)
         if "record" not in dataset[0]:
             raise ValueError("dataset gives no records to judge completions by; use one that has a record in every row")
         batch = collate([dataset[index] for index in range(len(dataset))])
@@ -47,7 +43,7 @@ class _Generation(Measure):
             raise ValueError(f"row {int((~anchors.mask[:, 0]).nonzero()[0])} of dataset has no prompt; leave it out")
         lengths = anchors.positions[:, 0]
         order = lengths.argsort(descending=True, stable=True).tolist()
-        super().__init__(dataset=_Picked(dataset, order), batch_size=batch_size)
+        self.dataset = _Picked(dataset, order)
         self.reach = int(lengths.max()) + generator.rollout_len
         self.generator = generator
         self.tokenizer = tokenizer
@@ -106,7 +102,7 @@ class Completions(_Generation):
         batch_size: rows at a time.
         generator: with ``CompletionAnchor`` and stop tokens. Greedy (temperature 0, one sample) for ``pass@1`` as it is mostly
             reported; ``n`` samples for the unbiased ``pass@k``.
-        verifier: see :class:`Verifier`.
+        verifier: see ``components.rewards.Verifier``.
         tokenizer: the recipe gives it.
         ks: the ``k`` of ``pass@k``, none above the number of samples.
 

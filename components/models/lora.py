@@ -118,6 +118,8 @@ def load_lora_decoder(
         raise ValueError(
             f"lora_attn_modules has {sorted(unknown)}; choose from {', '.join(get_args(LORA_ATTN_MODULES))}"
         )
+    if not lora_alpha > 0:
+        raise ValueError(f"lora_alpha is {lora_alpha}; it scales the adapters and must be above 0")
     if not (lora_attn_modules or apply_lora_to_mlp or apply_lora_to_output) or lora_rank < 1:
         raise ValueError("there would be no adapters; name lora_attn_modules and set lora_rank to at least 1")
     targets = {*lora_attn_modules, *(("w1", "w2", "w3") if apply_lora_to_mlp else ())}

@@ -20,6 +20,9 @@ _PANELS = {
     ("entropy_sampling", "cross_entropy"): "entropy at the sampling temperature (solid), cross-entropy (dashed)",
 }
 
+# The percentile bootstrap of fewer groups than this leaves out the truth clearly more often than it says.
+_FEW = 30
+
 # Checkpoint -> estimate, as results.json has it.
 _Estimates = Mapping[str, Mapping[str, Any]]
 
@@ -32,14 +35,15 @@ def comparison(summary: Mapping[str, Any]) -> Iterator[Table]:
         for curve, points in curves.items():
             for k in dict.fromkeys((min(points), max(points))):
                 metrics[f"{curve}/{k}"] = points[k]
+        few = f"\nintervals of fewer than {_FEW} groups are too narrow" if measure["groups"] < _FEW else ""
         notes = "".join(f"\n{metric}: {note}" for metric, note in measure["notes"].items())
         first = next(iter(summary["checkpoints"]))
         table = Table(
             title=f"{name}: {measure['rows']} rows, {measure['groups']} groups",
-            caption=f"bootstrap intervals of {measure['level']:.0%}; differences are paired{notes}",
+            caption=f"bootstrap intervals of {measure['level']:.0%}; differences are paired{few}{notes}",
         )
         table.add_column("metric", overflow="fold")
-        table.add_column("checkpoint")
+        table.add_column("checkpoint", no_wrap=True)
         for heading in ("value", "interval", f"minus {first}", "interval"):
             table.add_column(heading, justify="right", no_wrap=True)
         for metric, estimates in metrics.items():
@@ -76,7 +80,9 @@ def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
             for curve, style in zip(names, ("-", "--"), strict=False):
                 _draw(axis, curves[curve], style)
             axis.set_title(title, fontsize=8)
-            axis.set_xlabel("rollout length" if len(names) == 1 else "position in the rollout", fontsize=8)
+            axis.set_xlabel("tokens", fontsize=8)
+            if len(names) == 1:
+                axis.set_xscale("log", base=2)
             axis.tick_params(labelsize=8)
             axis.grid(alpha=0.3)
         axes.flat[0].legend(fontsize=8)
@@ -90,12 +96,12 @@ def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
 
 
 def _draw(axis: Axes, points: Mapping[int, _Estimates], style: str) -> None:
-    x = sorted(points)
+    x, dashed = sorted(points), style == "--"
     for number, checkpoint in enumerate(points[x[0]]):
         estimates = [points[k][checkpoint] for k in x]
-        label = checkpoint if style == "-" else None
+        label = None if dashed else checkpoint
         axis.plot(x, [each["value"] for each in estimates], style, color=f"C{number}", linewidth=1.2, label=label)
-        if estimates[0]["interval"] is not None:
+        if estimates[0]["interval"] is not None and not dashed:
             low, high = zip(*(each["interval"] for each in estimates), strict=True)
             axis.fill_between(x, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
 

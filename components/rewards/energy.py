@@ -23,7 +23,7 @@ class FeatureMatchingReward:
         tolerance: singular values of a block's features below this share of the largest count as zero.
 
     Raises:
-        ValueError: an unknown ``whitening``, or ``tolerance`` outside [0, 1).
+        ValueError: a negative coefficient, an unknown ``whitening``, or ``tolerance`` outside [0, 1).
         FloatingPointError: non-finite features (when called).
     """
 
@@ -39,6 +39,10 @@ class FeatureMatchingReward:
     ) -> None:
         if whitening not in WHITENINGS:
             raise ValueError(f"whitening is {whitening!r}; choose one of {', '.join(WHITENINGS)}")
+        if alignment_coef < 0 or diversity_coef < 0:
+            raise ValueError(
+                f"alignment_coef is {alignment_coef}, diversity_coef {diversity_coef}; a negative one would reward the opposite"
+            )
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance is {tolerance}; it is a share of the largest singular value, in [0, 1)")
         self.alignment_coef = alignment_coef

@@ -16,6 +16,10 @@ import resource
 import sys
 import types
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing it takes as long as all else here
+    from typing import Any
+
 
 def main() -> None:
     """Arguments: the task, the descriptors of program and channel, and the limits in the order below."""
@@ -43,7 +47,7 @@ def main() -> None:
         check(program, Channel(channel_fd))
 
 
-def execute(program, name):
+def execute(program: str, name: str) -> dict[str, "Any"]:
     """Run ``program`` as the module ``name``, which dataclasses, pickle and others look up; its namespace."""
     module = types.ModuleType(name)
     sys.modules[name] = module
@@ -54,24 +58,24 @@ def execute(program, name):
 class Channel:
     """Lines of JSON to and from the process outside."""
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         import json  # only here: `run` starts faster without
 
         self.dumps, self.loads = json.dumps, json.loads
         self.reader, self.writer = os.fdopen(fd, "rb"), os.fdopen(os.dup(fd), "wb")
 
-    def send(self, line):
+    def send(self, line: str) -> None:
         self.writer.write(line.encode() + b"\n")
         self.writer.flush()
 
-    def receive(self):
+    def receive(self) -> dict[str, "Any"]:
         line = self.reader.readline()
         if not line:
             os._exit(1)  # nobody is left to talk to
         return self.loads(line)
 
 
-def serve(program, channel):
+def serve(program: str, channel: Channel) -> None:
     """Answer ``{"expression"}`` with ``{"value": plain JSON}`` and ``{"call", "arguments"}`` with ``{"value": tagged}``.
 
     A request that raises is answered with ``{"error": name of the exception}``.
@@ -92,7 +96,7 @@ def serve(program, channel):
         channel.send(reply)
 
 
-def check(program, channel):
+def check(program: str, channel: Channel) -> None:
     """Run ``check(candidate)`` of a JSON ``{"context", "check", "entry_point"}`` and send ``PASSED`` if it returns.
 
     ``candidate`` stands for a function in another process. It takes and gives copies of plain data.
@@ -100,7 +104,7 @@ def check(program, channel):
     record = channel.loads(program)
     sys.set_int_max_str_digits(0)
 
-    def candidate(*args, **kwargs):
+    def candidate(*args: "Any", **kwargs: "Any") -> "Any":
         channel.send(channel.dumps({"call": record["entry_point"], "arguments": encode((args, kwargs))}))
         reply = channel.receive()
         if "error" in reply:
@@ -116,10 +120,10 @@ def check(program, channel):
     channel.send("PASSED")
 
 
-KINDS = {kind.__name__: kind for kind in (tuple, set, frozenset, bytes, bytearray, dict)}
+KINDS: dict[str, "Any"] = {kind.__name__: kind for kind in (tuple, set, frozenset, bytes, bytearray, dict)}
 
 
-def encode(value):
+def encode(value: "Any") -> "Any":
     """Plain data as JSON: what JSON lacks becomes ``{kind: items}``. Values of subclasses become values of the base."""
     if value is None or isinstance(value, (bool, str, int, float)):
         return value
@@ -133,7 +137,7 @@ def encode(value):
     return {name: [encode(item) for item in (value.items() if isinstance(value, dict) else value)]}
 
 
-def decode(value):
+def decode(value: "Any") -> "Any":
     """The value that :func:`encode` was given."""
     if isinstance(value, list):
         return [decode(item) for item in value]

@@ -25,6 +25,15 @@ from components.training.parts import Measuring, Parts, build_parts
 from components.training.placement import place
 from components.training.preflight import check_parts
 from components.training.resuming import Checkpoint, check_feature_network, find_checkpoint
+from components.training.samples import (
+    KeptBlock,
+    KeptSample,
+    KeptText,
+    forget_rollouts,
+    load_rollouts,
+    save_rollouts,
+    token_texts,
+)
 from components.training.schedules import warmup_then
 from components.training.schema import check_recipe
 from components.training.watchdog import fail, phase, phases
@@ -34,6 +43,9 @@ __all__ = [
     "CheckpointError",
     "HFCheckpointer",
     "Interrupt",
+    "KeptBlock",
+    "KeptSample",
+    "KeptText",
     "Manifest",
     "Measuring",
     "MetricsLog",
@@ -49,12 +61,14 @@ __all__ = [
     "diff_configs",
     "fail",
     "find_checkpoint",
+    "forget_rollouts",
     "gather",
     "instantiate",
     "is_main",
     "keep_freed_memory",
     "list_checkpoints",
     "load_config",
+    "load_rollouts",
     "parse_args",
     "peak_memory_gib",
     "phase",
@@ -65,6 +79,7 @@ __all__ = [
     "resume_command",
     "rng_state",
     "save_config",
+    "save_rollouts",
     "say",
     "seed_everything",
     "set_rng_state",
@@ -73,6 +88,7 @@ __all__ = [
     "stop",
     "sync_gradients",
     "timed",
+    "token_texts",
     "total",
     "validate_config",
     "warmup_then",

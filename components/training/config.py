@@ -46,20 +46,21 @@ def parse_args() -> DictConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a YAML file and apply overrides in their order. References are followed when used: a recipe may set keys too.
 
+    A file that begins with ``base: other.yaml`` (a path from its own folder) changes that file: mappings are merged key by key,
+    but a node with another ``_component_`` replaces the base's as a whole. References are followed in the result.
+
     Args:
         path: of the file; later errors about the config name it.
         overrides: ``a.b=c`` sets a value, read as YAML (``None`` is null too); a mapping is merged with what is there,
             and a dotted name given to a component's node replaces its ``_component_``. ``~a.b`` removes a key.
 
     Raises:
-        ValueError: the file cannot be read, is not YAML, has a key twice or no mapping at its top; an override is
-            malformed or removes what is not there; a value is still ``???``.
+        ValueError: the file or its base cannot be read, is not YAML, has a key twice or no mapping at its top; bases go in
+            a circle; an override is malformed or removes what is not there; a value is still ``???``.
     """
     where = f"config file {path}"
     try:
-        cfg = OmegaConf.load(path)
-        if not isinstance(cfg, DictConfig):
-            raise ValueError("there is a list at the top level; write 'key: value' lines")
+        cfg = OmegaConf.create(_read(Path(path), above=()))
         for override in overrides:
             where = f"override {override!r} of {path}"
             _override(cfg, override)
@@ -106,6 +107,38 @@ def diff_configs(a: DictConfig, b: DictConfig) -> list[str]:
     old, new = ({key: repr(value) for key, value in _leaves(plain_values(cfg))} for cfg in (a, b))
     pairs = ((key, old.get(key, "absent"), new.get(key, "absent")) for key in sorted(old.keys() | new.keys()))
     return [f"{key}: {before} -> {after}" for key, before, after in pairs if before != after]
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file merged over its base, as plain values with references in them. ``above`` are the files that led here."""
+    if path in above:
+        raise ValueError(f"base leads back to {path}; a file cannot change itself")
+    try:
+        cfg = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        if not above:
+            raise
+        raise ValueError(f"base: there is no file {path}, which {above[-1]} names; correct the path") from error
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"there is a list at the top level{f' of {path}' if above else ''}; write 'key: value' lines")
+    values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"base is {base!r}; give the path of a YAML file, from the folder of this one")
+    return _merge(_read((path.parent / base).resolve(), (*above, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            part = old.get("_component_")
+            value = _merge(old, value) if value.get("_component_", part) == part else value
+        merged[key] = value
+    return merged
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ the component's signature, and every plain value with its annotation.
 
 import importlib
 import inspect
+import math
 import os
 import pkgutil
 import sys
@@ -58,6 +59,8 @@ def instantiate(node: DictConfig, /, *, path: str, offered: Mapping[str, Any] | 
 
 def accepts(node: DictConfig, argument: str) -> bool:
     """Whether a node's component takes ``argument`` by name and the config leaves it open."""
+    if not is_component(node):
+        return False  # and instantiate will say so
     parameters = _parameters(_locate(node["_component_"], Place(file=file_of(node)))) or ()
     return argument not in node and argument in [parameter.name for parameter in parameters]
 
@@ -65,6 +68,8 @@ def accepts(node: DictConfig, argument: str) -> bool:
 def _check(value: Any, place: Place, injected: Collection[str] | None, offered: Collection[str] = ()) -> None:
     """Raise for the first mistake in a plain value. ``injected`` is None if what the recipe gives is not known."""
     inside = None if injected is None else ()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise place.error(f"is {value}; give a finite number")
     if isinstance(value, list):
         for index, inner in enumerate(value):
             _check(inner, place.at(index), inside, offered)
@@ -191,6 +196,8 @@ def _fits(value: Any, annotation: Any) -> bool | None:
         return isinstance(value, list) and len(value) == len(args) and False not in map(_fits, value, args)
     if kind in (list, tuple, Sequence, Iterable):
         return isinstance(value, list) and (not args or False not in [_fits(inner, args[0]) for inner in value])
+    if isinstance(value, dict) and isinstance(kind, type) and kind is not object:
+        return False  # a mapping that lacks its _component_
     if isinstance(kind, type) and issubclass(kind, Callable):  # type: ignore[arg-type]
         return False  # functions, modules and all else that is called: only a component can be one
     return None

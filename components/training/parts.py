@@ -15,7 +15,7 @@ from components.models import Policy, deferred_weights
 from components.rewards import NoReward
 from components.rollouts import NoRollouts
 from components.training.instantiate import accepts, instantiate
-from components.training.messages import timed
+from components.training.messages import say, timed
 from components.training.placement import place
 from components.types import Advantage, FeatureExtractor, Generator, Loss, Reward
 
@@ -58,8 +58,7 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
         device: of the policy.
 
     Raises:
-        ValueError: a part that loss, reward or validation needs is missing; a feature extractor that nothing reads; or
-            what a part refuses.
+        ValueError: a part that loss, reward or validation needs is missing, or what a part refuses.
     """
     offered = {"policy": policy, "tokenizer": tokenizer}
 
@@ -77,24 +76,28 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
         raise ValueError(
             f"{missing[0]}: this key is missing; add it, or set loss.rl_coef to 0 to train without rollouts"
         )
-    with timed("feature network"):
-        extractor = build("feature_extractor")
-        network = getattr(extractor, "network", None)
-        for part in vars(extractor or object).values():
-            if isinstance(part, nn.Module):
-                place(part, device)
-    measuring = []
+    drawn = []
     for used, place_of in ((trains, ""), ("validation" in cfg, "validation.")):
         generator, reward = (build(place_of + key) if used else None for key in ("generator", "reward"))
-        if generator is None or reward is None:
-            measuring.append(Measuring(NoRollouts(), NoFeatures(), NoReward()))
-            continue
-        reads = getattr(reward, "uses_features", True)
-        if reads and extractor is None:
-            raise ValueError("feature_extractor: this key is missing, and the reward reads features; add it")
-        measuring.append(Measuring(generator, extractor if reads else NoFeatures(), reward))
-    if extractor is not None and extractor not in [each.feature_extractor for each in measuring]:
-        raise ValueError("feature_extractor: nothing reads features, neither training nor validation; remove the key")
+        drawn.append(None if generator is None or reward is None else (generator, reward))
+    read = any(pair is not None and getattr(pair[1], "uses_features", True) for pair in drawn)
+    if read and "feature_extractor" not in cfg:
+        raise ValueError("feature_extractor: this key is missing, and the reward reads features; add it")
+    extractor: Any = None
+    if read:
+        with timed("feature network"):
+            extractor = build("feature_extractor")
+            for part in vars(extractor).values():
+                if isinstance(part, nn.Module):
+                    place(part, device)
+    elif "feature_extractor" in cfg:
+        say("feature_extractor is not built: neither training nor validation reads features")
+    training, validation = (
+        Measuring(NoRollouts(), NoFeatures(), NoReward())
+        if pair is None
+        else Measuring(pair[0], extractor if getattr(pair[1], "uses_features", True) else NoFeatures(), pair[1])
+        for pair in drawn
+    )
 
     reference = None
     if "reference" in cfg:
@@ -104,9 +107,9 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
         if isinstance(reference, nn.Module):
             place(reference, device)
     return Parts(
-        training=measuring[0],
-        validation=measuring[1],
+        training=training,
+        validation=validation,
         advantage=build("advantage") if trains else Reinforce(),
-        network=network,
+        network=getattr(extractor, "network", None),
         reference=reference,
     )

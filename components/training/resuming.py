@@ -29,6 +29,7 @@ _FREE = (
     "checkpointer",
     "metric_logger",
     "log_every_n_steps",
+    "keep_rollouts_every_n_steps",
     "save_every_n_steps",
     "keep_last",
     "batch_size",

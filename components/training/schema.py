@@ -46,6 +46,7 @@ OPTIONAL = (
     "resume_with_changes",
     "metric_logger",
     "log_every_n_steps",
+    "keep_rollouts_every_n_steps",
 )
 VALIDATION_REQUIRED = ("dataset", "every_n_steps", "batch_size")
 VALIDATION_OPTIONAL = ("generator", "reward")
@@ -59,6 +60,7 @@ _COUNTS = (
     "save_every_n_steps",
     "keep_last",
     "log_every_n_steps",
+    "keep_rollouts_every_n_steps",
 )
 _SWITCHES = ("activation_checkpointing", "compile", "cpu_offload")
 _CHOICES = {

@@ -75,6 +75,12 @@ def test_sft_needs_no_generator_reward_or_features_in_its_yaml(overrides):  # no
     assert set(load_validations(bare.output_dir)[0]) == {"cross_entropy"}
 
 
+def test_features_that_nothing_reads_take_no_memory(overrides):  # noqa: F811
+    recipe = build([*overrides, *SFT, "~validation"])
+    assert isinstance(recipe.feature_extractor, NoFeatures)
+    assert recipe.feature_network is None
+
+
 def test_a_reward_without_features_leaves_the_network_out(overrides):  # noqa: F811
     settings = ["reward={_component_: tests.recipes.test_baselines.Copies}", "~feature_extractor", "~validation"]
     cfg = load_config(QUICKSTART, [*overrides, "~reward", *settings])
@@ -102,7 +108,6 @@ def test_validation_may_judge_by_another_reward(overrides):  # noqa: F811
     [
         (["~reward"], "reward: this key is missing; add it, or set loss.rl_coef to 0"),
         (["~feature_extractor"], "feature_extractor: this key is missing, and the reward reads features"),
-        ([*SFT, "~validation"], "feature_extractor: nothing reads features"),
     ],
 )
 def test_parts_that_do_not_fit_together(settings, message, overrides, tmp_path, capsys, monkeypatch):  # noqa: F811

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluation import load_summary, load_validations
+from components.evaluation import check_evaluation, load_summary, load_validations
 from components.training import load_config, stop
 from recipes import evaluate
 from recipes.ebft import EBFTRecipe
@@ -112,8 +112,7 @@ def refused(settings, capsys, monkeypatch):
     return lines[0]
 
 
-def test_one_command_leaves_numbers_rows_completions_and_plots(overrides, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+def test_one_command_leaves_numbers_rows_completions_and_plots(overrides, capsys):
     output_dir = run(overrides)
     summary = load_summary(output_dir)
     assert list(summary["checkpoints"]) == ["base", "ebft", "tuned"]
@@ -325,6 +324,38 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(overrides, material, tmp_
         (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
         message = "checkpoints.ebft has another vocabulary than checkpoints.base (tokenizer.json)"
     assert message in refused([*overrides, f"checkpoints.ebft={directory}"], capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.parent.glob("*evaluate*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_are_valid(path):
+    check_evaluation(load_config(path))
+
+
+def test_a_stream_is_no_dataset_to_measure_on(overrides, material, capsys, monkeypatch):
+    source = f"{{_component_: components.data.stream_text, path: {material[1]}}}"
+    node = f"{{_component_: components.data.StreamedText, seq_len: 40, source: {source}}}"
+    settings = ["~measures.token_entropy.dataset", f"measures.token_entropy.dataset={node}"]
+    message = refused([*overrides, *settings], capsys, monkeypatch)
+    assert "measures.token_entropy: dataset is StreamedText, a stream" in message
+
+
+def test_prompts_and_verifiers_of_training_serve_evaluation(overrides, tmp_path):
+    """``PromptCompletion`` and ``ExactMatch``; the prompts are those of the file, and their groups are the bootstrap's."""
+    path = tmp_path / "records.jsonl"
+    rows = [{"id": f"r{i}", "group": f"g{i // 2}", "prompt": f"def f{i}", "completion": "(x, y):"} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = (
+        "{_component_: components.data.PromptCompletion, seq_len: 24, "
+        f"source: {{_component_: components.data.load_records, path: {path}}}}}"
+    )
+    settings = ["~measures.completions.dataset", f"measures.completions.dataset={dataset}"]
+    settings += ["measures.completions.verifier={_component_: components.rewards.ExactMatch}"]
+    output_dir = run([*overrides, *settings, "~measures.calibration", "~measures.token_entropy", "~checkpoints.ebft"])
+    found = load_summary(output_dir)["measures"]["completions"]
+    assert (found["rows"], found["groups"]) == (6, 3)
+    assert found["metrics"]["score"]["base"]["value"] == 0
+    lines = (output_dir / "completions" / "completions" / "base.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in lines} == {row["prompt"] for row in rows}
 
 
 def test_completions_need_records_and_an_anchor_at_the_end_of_the_prompt(overrides, capsys, monkeypatch):

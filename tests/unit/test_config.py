@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -599,3 +600,38 @@ def test_a_difference_names_the_key_and_both_values():
         "optimizer.fused: True -> 1",
         "optimizer.lr: 1e-06 -> 3e-06",
     ]
+
+
+def test_a_file_changes_its_base_key_by_key(tmp_path):
+    """Mappings merge, lists and other components replace, and references see the result; two files deep."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "top.yaml").write_text(
+        "seed: 1\nlength: 8\nmodel: {_component_: a.B, x: 1, y: '${length}'}\nlist: [1, 2]\nloss: {_component_: a.L, ce: 0.1}\n"
+    )
+    (tmp_path / "sub" / "middle.yaml").write_text("base: ../top.yaml\nmodel: {x: 2}\nlength: 16\n")
+    (tmp_path / "sub" / "mine.yaml").write_text(
+        "base: middle.yaml\nlist: [3]\nloss: {_component_: a.M}\nmodel: {_component_: a.B, z: 3}\n"
+    )
+    cfg = load_config(tmp_path / "sub" / "mine.yaml", ["model.x=5"])
+    assert OmegaConf.to_container(cfg, resolve=True) == {
+        "seed": 1,
+        "length": 16,
+        "model": {"_component_": "a.B", "x": 5, "y": 16, "z": 3},
+        "list": [3],
+        "loss": {"_component_": "a.M"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: nowhere.yaml\n", "base: there is no file"),
+        ("base: mine.yaml\n", "base leads back to"),
+        ("base: [a.yaml]\n", "base is ['a.yaml']; give the path of a YAML file"),
+    ],
+)
+def test_a_base_that_cannot_be_read(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(path)

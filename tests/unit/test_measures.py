@@ -3,9 +3,11 @@
 import copy
 import itertools
 import json
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,6 +346,15 @@ def test_comet_scores_segments_where_its_package_is_installed(tokenizer, monkeyp
     found = measure(measured)
     assert sum(row[0] for row in found.scores.sums["comet"]) == 4  # of 7, those with an even number
     assert measured.notes["comet"] == "Unbabel/wmt22-comet-da"
+
+
+def test_the_measure_in_the_documentation_works():
+    source = re.search(
+        r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(), re.DOTALL
+    )
+    exec(source[1], namespace := {})
+    found = measure(namespace["Padding"](dataset=FourRows(), batch_size=3))
+    assert found.scores.sums["padding"] == [[0, 24], [0, 24], [4, 24], [3, 24]]
 
 
 def test_a_prompt_without_tokens_is_refused(tokenizer):

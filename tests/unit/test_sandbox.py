@@ -102,9 +102,10 @@ import dataclasses, pickle, typing
 @dataclasses.dataclass
 class Point:
     x: "int"
-print(pickle.loads(pickle.dumps(Point(3))), typing.get_type_hints(Point), __name__)
+def f(x: 1 + 1): pass
+print(pickle.loads(pickle.dumps(Point(3))), typing.get_type_hints(Point), __name__, f.__annotations__)
 """
-    assert sandbox.run(program).stdout == "Point(x=3) {'x': <class 'int'>} __main__\n"
+    assert sandbox.run(program).stdout == "Point(x=3) {'x': <class 'int'>} __main__ {'x': 2}\n"
 
 
 def test_equal_programs_see_equal_hashes(sandbox):

@@ -1,0 +1,226 @@
+// The run report: tables and curves of the runs in `data`. Charts are drawn as SVG from numbers alone.
+const W = 440, H = 210, LEFT = 52, RIGHT = 10, TOP = 10, BOTTOM = 26;
+const DASHES = ["", "7 4", "2 4", "9 3 2 3", "1 3"];
+const hidden = new Set();
+const charts = [];
+const colour = (run) => `var(--s${run % 5})`;
+// Beyond five runs colours come again, with other dashes.
+const dash = (run) => DASHES[(run + Math.floor(run / 5)) % 5];
+const many = data.runs.length > 1;
+
+function swatch(run) {
+  const box = make("span");
+  box.innerHTML = `<svg class="swatch" viewBox="0 0 22 8" aria-hidden="true"><line x1="1" x2="21" y1="4" y2="4" stroke-width="2.5" `
+    + `stroke="${colour(run)}" stroke-dasharray="${dash(run)}"/></svg>`;
+  return box.firstChild;
+}
+
+function significant(value) {
+  if (value == null) return "–";
+  const size = Math.abs(value);
+  if (size === 0) return "0";
+  const text = size < 1e-3 || size >= 1e5 ? value.toExponential(1).replace("e+", "e")
+    : size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(size < 0.1 ? 4 : 3);
+  return text.replace("-", value < 0 && !text.includes("e-") ? MINUS : "-");
+}
+
+// Round numbers that cover low..high.
+function ticks(low, high, wanted) {
+  const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].find((factor) => factor * power >= raw) * power;
+  const out = [];
+  for (let index = Math.ceil(low / step - 1e-9); index * step <= high + step * 1e-9; index++) out.push(index * step);
+  return out;
+}
+
+function tickText(value, all) {
+  const step = all.length > 1 ? all[1] - all[0] : Math.abs(value) || 1;
+  const size = Math.max(...all.map(Math.abs));
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
+  return value.toFixed(Math.max(0, Math.min(6, Math.ceil(-Math.log10(step) - 1e-9)))).replace("-", MINUS);
+}
+
+// Mean over a window of a twentieth of the points on each side, for curves of many noisy points.
+function smooth(points) {
+  const reach = Math.floor(points.length / 20);
+  return points.map(([step], place) => {
+    const window = points.slice(Math.max(0, place - reach), place + reach + 1);
+    return [step, window.reduce((sum, point) => sum + point[1], 0) / window.length];
+  });
+}
+
+function chart(title, pointsOf) {
+  const svgBox = make("div"), readout = make("div", { class: "readout", "aria-live": "off" });
+  const figure = make("figure", { tabindex: 0, "aria-label": title }, make("figcaption", {}, title), svgBox, readout);
+  const all = data.runs.map(pointsOf).map((points) => (points ?? []).filter((point) => point[1] != null));
+  let scale = null, cursor = null;
+
+  function draw() {
+    const series = all.map((points, run) => ({ run, points })).filter(({ run, points }) => points.length && !hidden.has(run));
+    const steps = series.flatMap(({ points }) => points.map((point) => point[0]));
+    const values = series.flatMap(({ points }) => points.flatMap(([, value, error]) => [value - (error ?? 0), value + (error ?? 0)]));
+    if (!steps.length) { svgBox.replaceChildren(); readout.textContent = "no values"; scale = null; return; }
+    let low = Math.min(...values), high = Math.max(...values);
+    const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+    if (low !== 0) low -= pad;
+    high += pad;
+    const first = Math.min(...steps), last = Math.max(...steps, first + 1);
+    const x = (step) => LEFT + 6 + ((step - first) / (last - first)) * (W - LEFT - RIGHT - 12);
+    const y = (value) => TOP + ((high - value) / (high - low)) * (H - TOP - BOTTOM);
+    scale = { x, y, series, steps: [...new Set(steps)].sort((a, b) => a - b) };
+    const at = (place) => place.toFixed(1);
+    const yTicks = ticks(low, high, 4), xTicks = ticks(first, last, 5).filter(Number.isInteger);
+    const parts = yTicks.map((value) => `<line class="rule" x1="${LEFT}" x2="${W - RIGHT}" y1="${at(y(value))}" y2="${at(y(value))}"/>`
+      + `<text x="${LEFT - 7}" y="${at(y(value) + 4)}" text-anchor="end">${tickText(value, yTicks)}</text>`);
+    parts.push(...xTicks.map((step) => `<text x="${at(x(step))}" y="${H - 8}" text-anchor="middle">${step}</text>`));
+    for (const { run, points } of series) {
+      const path = (list) => list.map((point) => `${at(x(point[0]))},${at(y(point[1]))}`).join(" ");
+      const stroke = `stroke="${colour(run)}"`, dashes = `stroke-dasharray="${dash(run)}"`;
+      const noisy = points.length > 60;
+      if (noisy) parts.push(`<polyline class="line faint" ${stroke} points="${path(points)}"/>`);
+      parts.push(`<polyline class="line" ${stroke} ${dashes} points="${path(noisy ? smooth(points) : points)}"/>`);
+      for (const [step, value, error] of points) {
+        if (error) parts.push(`<line class="bar" ${stroke} x1="${at(x(step))}" x2="${at(x(step))}" y1="${at(y(value - error))}" y2="${at(y(value + error))}"/>`);
+        if (points.length <= 15) parts.push(`<circle r="2.8" fill="${colour(run)}" cx="${at(x(step))}" cy="${at(y(value))}"/>`);
+      }
+    }
+    parts.push(`<line class="cursor" y1="${TOP}" y2="${H - BOTTOM}" visibility="hidden"/>`);
+    svgBox.innerHTML = `<svg viewBox="0 0 ${W} ${H}" aria-hidden="true">${parts.join("")}</svg>`;
+    read(null);
+  }
+
+  function read(step) {
+    cursor = step;
+    if (!scale) return;
+    const line = svgBox.querySelector(".cursor");
+    line.setAttribute("visibility", step == null ? "hidden" : "visible");
+    const shownStep = step ?? scale.steps.at(-1);
+    line.setAttribute("x1", scale.x(shownStep));
+    line.setAttribute("x2", scale.x(shownStep));
+    readout.replaceChildren(make("span", {}, `step ${shownStep}`), ...scale.series.flatMap(({ run, points }) => {
+      const point = points.find((each) => each[0] === shownStep);
+      if (!point) return [];
+      const text = significant(point[1]) + (point[2] ? ` ± ${significant(point[2])}` : "");
+      return [make("span", {}, many ? swatch(run) : "", many ? " " : "", make("b", {}, text))];
+    }));
+  }
+
+  figure.addEventListener("pointermove", (event) => {
+    if (!scale) return;
+    const box = svgBox.getBoundingClientRect();
+    const place = ((event.clientX - box.left) / box.width) * W;
+    read(scale.steps.reduce((best, step) => (Math.abs(scale.x(step) - place) < Math.abs(scale.x(best) - place) ? step : best)));
+  });
+  figure.addEventListener("pointerleave", () => read(null));
+  figure.addEventListener("blur", () => read(null));
+  figure.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || !scale) return;
+    event.preventDefault();
+    const place = cursor == null ? scale.steps.length - 1 : scale.steps.indexOf(cursor);
+    read(scale.steps[Math.max(0, Math.min(scale.steps.length - 1, place + by))]);
+  });
+  charts.push(draw);
+  draw();
+  return figure;
+}
+
+function section(id, heading, note, ...content) {
+  byId("main").append(make("section", { id }, make("h2", {}, heading), make("p", { class: "soft" }, note), ...content));
+}
+
+function table(headings, rows, numbers) {
+  const cell = (tag, value, column, kind = "") => make(tag, { class: `${column >= numbers[0] && column < numbers[1] ? "number" : ""} ${kind}` },
+    ...(Array.isArray(value) ? value : [value]));
+  return make("div", { class: "scroll" }, make("table", {},
+    make("thead", {}, make("tr", {}, ...headings.map((heading, column) => cell("th", heading, column)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((value, column) => cell("td", value, column)))))));
+}
+
+const named = (run) => (many ? [swatch(run), data.runs[run].name] : [data.runs[run].name]);
+
+function showChanges() {
+  const rows = data.validation.flatMap(([metric, title]) => data.runs.flatMap((run, number) => {
+    const change = run.changes.find((each) => each.metric === metric);
+    if (!change) return [];
+    const ratio = change.error ? change.change / change.error : null;
+    return [{ title, number, change, ratio }];
+  }));
+  if (!rows.length) return;
+  let previous = null;
+  const cells = rows.map(({ title, number, change, ratio }) => {
+    const first = title !== previous;
+    previous = title;
+    const far = ratio != null && Math.abs(ratio) >= 2;
+    return [first ? title : "", ...(many ? [named(number)] : []), `${shown(change.before, 4)}`, shown(change.after, 4),
+      [make("span", { class: far ? "clear" : null }, `${shown(change.change, 4, true)} ± ${shown(change.error, 4)}`)],
+      shown(ratio, 1, true)];
+  });
+  const steps = new Set(rows.map(({ change }) => `${change.first} ${change.last}`));
+  const { first, last } = rows[0].change;
+  const headings = steps.size === 1 ? [`step ${first}`, `step ${last}`] : ["first", "last"];
+  section("changes", "Before and after", "Held-out rows, the same each time, with the same anchors and random numbers: errors are of "
+    + "the paired difference, row by row. Bold: more than two standard errors. "
+    + data.runs.map((run) => `${many ? `${run.name}: ` : ""}${run.rows} rows`).join(", ") + ".",
+  table(["metric", ...(many ? ["run"] : []), ...headings, "change ± standard error", "in standard errors"], cells, many ? [2, 6] : [1, 5]));
+}
+
+function showTime() {
+  const timed = data.runs.map((run, number) => [run, number]).filter(([run]) => Object.keys(run.seconds).length);
+  if (!timed.length) return;
+  const phases = [...new Set(timed.flatMap(([run]) => Object.keys(run.seconds)))];
+  const longest = Math.max(...timed.map(([run]) => total(run)));
+  const tint = (phase) => `color-mix(in srgb, var(--s0) ${Math.round(100 - (80 * phases.indexOf(phase)) / Math.max(1, phases.length - 1))}%, var(--line))`;
+  const bars = timed.map(([run, number]) => make("div", { class: "row" },
+    make("div", { class: "name" }, ...named(number), make("span", { class: "soft" }, `  ${shown(total(run), 1)} s a step`)),
+    make("div", { class: "stack", style: `width: ${((100 * total(run)) / longest).toFixed(1)}%` },
+      ...Object.entries(run.seconds).map(([phase, seconds]) =>
+        make("i", { style: `flex: ${seconds} 0 0; background: ${tint(phase)}`, title: `${phase} ${shown(seconds)} s` }))),
+    make("div", { class: "parts" }, ...Object.entries(run.seconds).map(([phase, seconds]) => make("span", {},
+      make("i", { style: `background: ${tint(phase)}` }), `${phase} ${shown(seconds, seconds < 1 ? 2 : 1)} s, ${shown((100 * seconds) / total(run), 0)} %`)))));
+  section("time", "Time of a step", "Mean over the logged steps; other is what no phase accounts for.", make("div", { class: "phases" }, ...bars));
+}
+
+const total = (run) => Object.values(run.seconds).reduce((sum, seconds) => sum + seconds, 0);
+
+function showEvaluation() {
+  const rows = data.runs.flatMap((run, number) => run.evaluation.map(([checkpoint, metric, value, low, high]) =>
+    [...(many ? [named(number)] : []), checkpoint, metric, significant(value),
+      low == null || high == null ? "–" : `${significant(low)} to ${significant(high)}`]));
+  if (!rows.length) return;
+  section("evaluation", "Evaluation", "Of whole checkpoints, with the interval that was given.",
+    table([...(many ? ["run"] : []), "checkpoint", "metric", "value", "interval"], rows, many ? [3, 5] : [2, 4]));
+}
+
+function showDifferences() {
+  if (!many) return;
+  const rows = data.differences.map(([key, ...values]) => [[make("code", {}, key)],
+    ...values.map((value) => (value == null ? "absent" : [make("code", {}, value)]))]);
+  const known = rows.length ? "What config.yaml of the runs does not have in common, apart from where they were written."
+    : "The runs' config.yaml say the same, apart from where they were written.";
+  section("differences", "Config", known, ...(rows.length ? [table(["key", ...data.runs.map((_, run) => named(run))], rows, [9e9, 9e9])] : []));
+}
+
+byId("name").textContent = data.runs.map((run) => run.name).join(", ");
+if (many) {
+  byId("legend").append(...data.runs.map((run, number) => make("button", {
+    type: "button", "aria-pressed": "true", title: "show or hide", onclick: (event) => {
+      if (!hidden.delete(number)) hidden.add(number);
+      event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(number)));
+      charts.forEach((draw) => draw());
+    },
+  }, swatch(number), run.name)));
+} else byId("legend").hidden = true;
+
+showChanges();
+const validated = data.validation.map(([metric, title]) => chart(title, (run) => run.validation[metric]));
+if (validated.length) section("validation", "Validation", "Bars are standard errors of the change since the first validation.",
+  make("div", { class: "grid" }, ...validated));
+const main = data.training.filter(([, , first]) => first), further = data.training.filter(([, , first]) => !first);
+const trained = ([metric, title]) => chart(title, (run) => run.training[metric]);
+if (main.length) section("training", "Training", "Of each step's own batch. Curves of more than 60 points are drawn faint, and bold as a running mean.",
+  make("div", { class: "grid" }, ...main.map(trained)),
+  further.length ? make("details", {}, make("summary", {}, `${further.length} more`), make("div", { class: "grid" }, ...further.map(trained))) : null);
+showTime();
+showEvaluation();
+showDifferences();

@@ -1,0 +1,187 @@
+"""One page about one run or several: curves over each other, validation before and after, where time went, what differs.
+
+Numbers come from what a run left: ``metrics.jsonl``, ``validation/``, ``config.yaml`` and, if it was evaluated,
+``results.json``. What a run lacks is left out.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from components.evaluation import Measured, load_summary, load_validations
+from components.report.labels import TITLES, title
+from components.report.page import write_page
+from components.training import diff_configs, load_config, read_metrics
+
+# In the order of the page; other metrics follow, folded away.
+_TRAINING = (
+    "reward",
+    "alignment",
+    "diversity",
+    "feature_matching_loss",
+    "cross_entropy",
+    "grad_norm",
+    "advantage_std",
+    "duplicate_rollouts",
+    "kl",
+    "lr",
+    "peak_memory_gib",
+    "tokens_per_second",
+)
+
+# How often, by which measure, a run is to be told from another does not depend on where it was written.
+_PLACES = ("output_dir", "resume")
+
+
+def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
+    """Write a report of runs as one HTML file that needs nothing else.
+
+    Args:
+        run_dirs: output directories; the first is what the others' configs are compared with.
+        out: the file.
+
+    Raises:
+        ValueError: a directory is not one of a run, or a file in it cannot be read.
+    """
+    folders = [Path(run_dir) for run_dir in run_dirs]
+    if not folders:
+        raise ValueError("there is no run to report on; name at least one output_dir")
+    runs = [_run(folder) for folder in folders]
+    names = _names(folders)
+    shown = [key for key in (*_TRAINING, *_others(runs)) if any(key in run["training"] for run in runs)]
+    measured = _validated(runs)
+    data = {
+        "runs": [{"name": name} | run for name, run in zip(names, runs, strict=True)],
+        "training": [[key, title(key), key in _TRAINING] for key in shown],
+        "validation": [[key, title(key)] for key in measured],
+        "differences": _differences(folders),
+    }
+    return write_page(Path(out), "report", title=f"EBFT: {', '.join(names)}", data=data)
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """What is known of one run, as plain values; a list of points is ``[step, value]`` or ``[step, value, error]``."""
+    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "results.json")):
+        raise ValueError(f"'{folder}' is no run: it has neither config.yaml nor metrics.jsonl; name its output_dir")
+    rows = read_metrics(folder)
+    keys = dict.fromkeys(key for row in rows for key in row if key != "step" and not key.startswith("seconds/"))
+    training = {key: [[row["step"], row[key]] for row in rows if row.get(key) is not None] for key in keys}
+    validations = load_validations(folder)
+    return {
+        "training": {key: points for key, points in training.items() if points},
+        "seconds": _seconds(rows),
+        "validation": _validation(validations),
+        "changes": _changes(validations),
+        "rows": max((len(entry.values) for each in validations.values() for entry in each.values()), default=0),
+        "evaluation": _evaluation(folder),
+    }
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, or as they were given where two are alike."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _others(runs: Sequence[dict[str, Any]]) -> list[str]:
+    return sorted({key for run in runs for key in run["training"]} - {*_TRAINING})
+
+
+def _validated(runs: Sequence[dict[str, Any]]) -> list[str]:
+    found = {key for run in runs for key in run["validation"]}
+    return [key for key in TITLES if key in found] + sorted(found - {*TITLES})
+
+
+def _seconds(rows: list[dict]) -> dict[str, float]:
+    """Mean seconds of a step in each phase, in their order; ``other`` is what no phase accounts for."""
+    timed = [row for row in rows if row.get("seconds/step") is not None]
+    phases = dict.fromkeys(key for row in timed for key in row if key.startswith("seconds/") and key != "seconds/step")
+    means = {
+        key.removeprefix("seconds/"): math.fsum(row.get(key) or 0.0 for row in timed) / len(timed) for key in phases
+    }
+    if timed:
+        whole = math.fsum(row["seconds/step"] for row in timed) / len(timed)
+        means["other"] = max(0.0, whole - math.fsum(means.values()))
+    return means
+
+
+def _validation(validations: dict[int, dict[str, Measured]]) -> dict[str, list[list[float | None]]]:
+    """Means by step, each with the paired standard error of its change since the first: what the curve is read for."""
+    points: dict[str, list[list[float | None]]] = {}
+    first = next(iter(validations.values()), {})
+    for step, measured in validations.items():
+        for name, entry in measured.items():
+            error = _finite(entry.change_since(first[name]).standard_error()) if name in first else None
+            points.setdefault(name, []).append([step, _finite(entry.mean()), error])
+    return points
+
+
+def _changes(validations: dict[int, dict[str, Measured]]) -> list[dict[str, Any]]:
+    """First against last validation, metric by metric."""
+    if len(validations) < 2:
+        return []
+    (first, before), *_, (last, after) = validations.items()
+    changes = []
+    for name in (name for name in before if name in after):
+        change = after[name].change_since(before[name])
+        changes.append(
+            {
+                "metric": name,
+                "first": first,
+                "last": last,
+                "before": _finite(before[name].mean()),
+                "after": _finite(after[name].mean()),
+                "change": _finite(change.mean()),
+                "error": _finite(change.standard_error()),
+            }
+        )
+    return changes
+
+
+def _evaluation(folder: Path) -> list[list[Any]]:
+    """Rows ``[checkpoint, metric, value, low, high]`` of what ``recipes/evaluate.py`` left in ``folder``, if it did."""
+    if not (folder / "results.json").is_file():
+        return []
+    return [
+        [checkpoint, f"{measure}: {metric}", *map(_finite, (found["value"], *(found["interval"] or ("", ""))))]
+        for measure, entry in load_summary(folder)["measures"].items()
+        for metric, checkpoints in entry["metrics"].items()
+        for checkpoint, found in checkpoints.items()
+    ]
+
+
+def _differences(folders: Sequence[Path]) -> list[list[str | None]]:
+    """Rows ``[key, value in the first run, in the second, ...]`` of what differs; None where a run has no such key."""
+    configs = [_config(folder) for folder in folders]
+    known = [config for config in configs if config is not None]
+    if len(known) < 2:
+        return []
+    keys = {line.partition(":")[0]: None for other in known[1:] for line in diff_configs(known[0], other)}
+    return [[key, *(None if config is None else _value(config, key) for config in configs)] for key in sorted(keys)]
+
+
+def _config(folder: Path) -> DictConfig | None:
+    """A run's config without where it was written."""
+    if not (folder / "config.yaml").is_file():
+        return None
+    config = load_config(folder / "config.yaml")
+    written = OmegaConf.to_yaml(config).replace(str(config.get("output_dir")), "<output_dir>")
+    plain = OmegaConf.create(written)
+    assert isinstance(plain, DictConfig)
+    for key in _PLACES:
+        plain.pop(key, None)
+    return plain
+
+
+def _value(config: DictConfig, key: str) -> str | None:
+    absent = object()
+    value = OmegaConf.select(config, key, default=absent)
+    return None if value is absent else str(value)
+
+
+def _finite(value: Any) -> float | None:
+    """A number that JSON can hold, or None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
