@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="processes per variant")
     parser.add_argument("--json", help="write all measurements here")
     parser.add_argument(
-        "--check", action="store_true", help="under a minute: exit 1 if ours is less than 4 times as fast"
+        "--check", action="store_true", help="some two minutes: exit 1 if ours is less than 4 times as fast"
     )
     parser.add_argument("--profile", action="store_true", help="operators of one step of each variant, and no timing")
     parser.add_argument("--worker", nargs=2, metavar=("VARIANT", "LENGTH"), help=argparse.SUPPRESS)

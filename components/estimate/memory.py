@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from components.estimate.flops import Step
-from components.models import Policy, quantized_parameters
+from components.models import KEPT_ELEMENTS, Policy, quantized_parameters
 
 GIB = 2**30
 NF4 = 1 / 2 + 1 / 64 + 4 / 16384  # bytes a number, with its scales
@@ -90,19 +90,19 @@ def estimate_memory(
     tokens = step.sequences * step.packed_tokens
     layer = tokens * (11 * width + 4 * mlp) * e
     kept = depth * (tokens * width * e if activation_checkpointing else layer)
-    # A layer forward, again in the backward, and its gradients; logits, their log-softmax and gradient; the head's gradient.
-    passing = 3 * layer + 3 * _LOGITS + 4 * vocabulary * width
+    # A layer forward, again in the backward, and its gradients; logits, what is kept of them; the head's gradient.
+    rows = step.sequences * (step.length + len(step.anchors) * (1 + step.samples * (step.rollout_len - 1)))
+    passing = 3 * layer + 3 * _LOGITS + 4 * min(KEPT_ELEMENTS, rows * vocabulary) + 4 * vocabulary * width
     cache = 2 * depth * attention.num_kv_heads * attention.head_dim * tokens * e
     numbers = sum(p.numel() for p in policy.parameters() if p not in quantized)
     # Weights gathered or cast: all of them in a rollout, two layers and the embeddings in a forward with a backward.
     spread = ranks > 1 or any(p.dtype != dtype for p in policy.parameters() if p not in quantized)
     gathered = numbers * e if spread else 0
     around = (vocabulary * width + 2 * (numbers - vocabulary * width) / depth) * e if spread else 0
-    blocks = step.sequences * step.samples * len(step.anchors)
-    rows = tokens + blocks
+    read = tokens + step.sequences * step.samples * len(step.anchors)
     phases = {
         "rollouts": gathered + cache + _LOGITS,
-        "features": rows * (8 * width + 3 * mlp) * e,
+        "features": read * (8 * width + 3 * mlp) * e,
         "update": around + 4 * trained + kept + passing,
     }
     if asynchronous_saving:

@@ -10,6 +10,7 @@ from components.models.decoder import (
     to_hf,
 )
 from components.models.export import write_model
+from components.models.head import KEPT_ELEMENTS
 from components.models.lean import use_lean_layers
 from components.models.loading import deferred_weights, load_decoder, materialize, read_weights
 from components.models.lora import (
@@ -29,6 +30,7 @@ from components.models.reference import ReferencePolicy
 from components.models.stand_in import KNOWN, known_config, write_stand_in
 
 __all__ = [
+    "KEPT_ELEMENTS",
     "KNOWN",
     "Draw",
     "Drawn",
