@@ -52,7 +52,8 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     for folder in folders:
         if not any((folder / name).is_file() for name in ("metrics.jsonl", "results.json")):
             raise ValueError(
-                f"'{folder}' is neither a run nor an evaluation (it has no metrics.jsonl and no results.json); name an output_dir"
+                f"'{folder}' is neither a run nor an evaluation: it has no metrics.jsonl and no results.json; name an "
+                "output_dir"
             )
     trained = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
     names, runs = _names(trained), [_run(folder) for folder in trained]
@@ -62,7 +63,7 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         "runs": [{"name": name} | run for name, run in zip(names, runs, strict=True)],
         "training": _titled(metrics, _TRAINING),
         "validation": _titled(validated, TITLES),
-        "evaluations": [table for folder in folders for table in _evaluation(folder / "results.json")],
+        "evaluations": [measure for folder in folders for measure in _evaluation(folder)],
         "differences": _differences(trained),
     }
     heading = ", ".join(_names(folders))
@@ -142,15 +143,15 @@ def _changes(validations: dict[int, dict[str, Measured]]) -> list[dict[str, Any]
     return changes
 
 
-def _evaluation(path: Path) -> list[dict[str, Any]]:
-    """The measures of an evaluation (``components.evaluation.save_summary``), with curves apart from single numbers."""
-    if not path.is_file():
+def _evaluation(folder: Path) -> list[dict[str, Any]]:
+    """The measures of an evaluation, with curves apart from single numbers; nothing if it is none."""
+    if not (folder / "results.json").is_file():
         return []
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = load_summary(folder)
         return [
             {
-                "name": f"{path.resolve().parent.name}: {name}",
+                "name": f"{folder.resolve().name}: {name}",
                 "checkpoints": list(summary["checkpoints"]),
                 "notes": measure.get("notes", {}),
                 **{key: measure[key] for key in ("rows", "groups", "level")},
@@ -159,7 +160,9 @@ def _evaluation(path: Path) -> list[dict[str, Any]]:
             for name, measure in summary["measures"].items()
         ]
     except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no result of recipes/evaluate.py ({error!r}); evaluate again, or leave it out") from error
+        raise ValueError(
+            f"{folder / 'results.json'} is no result of recipes/evaluate.py ({error!r}); evaluate again, or leave it out"
+        ) from error
 
 
 def _differences(folders: Sequence[Path]) -> list[list[str | None]]:

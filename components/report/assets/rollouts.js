@@ -136,7 +136,8 @@ function showText(rows) {
 
 // Every sample's reward over its anchor's place in the text. Only numbers enter the markup.
 function showStrip(rows) {
-  const W = 640, H = 120, left = 34, right = 8, top = 8, bottom = 18;
+  // As wide as it is shown, so that its type has the size of the page's.
+  const W = Math.max(300, byId("strip").clientWidth), H = 120, left = 34, right = 8, top = 8, bottom = 18;
   const passing = new Map(rows.map((row) => [row.number, row.listed]));
   const counted = text().blocks.map((block, number) => ({ block, number })).filter(({ block }) => block.counts);
   const values = counted.flatMap(({ block }) => block.samples.map(reward)).filter((value) => value != null);
