@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from components.evaluation import Measured, save_validation
+from components.evaluation import Measured, Scores, compare, save_summary, save_validation, summarise
 from components.training import MetricsLog
 
 HOSTILE = '</script><img src="http://example.invalid/x.png" onerror="document.title=\'broken\'"><!--\u2028&amp;'
@@ -60,26 +60,21 @@ def write_rollouts(folder: Path, step: int = 1, *, rows: int = 1) -> Path:
 
 
 def write_evaluation(folder: Path) -> Path:
-    """``results.json`` of two checkpoints, a number and a curve of two points."""
+    """``results.json`` of two checkpoints in nine groups: cross-entropies 2 and 3, a curve of two points, and a metric of
+    which there was nothing to measure."""
 
-    def estimates(value: float) -> dict:
-        own = {
-            "value": value,
-            "interval": [value - 0.1, value + 0.1],
-            "difference": 0.0,
-            "difference_interval": [0.0, 0.0],
+    def scores(value: float) -> Scores:
+        means = {
+            "cross_entropy": (value, 1.0),
+            "loss/1": (value / 4, 1.0),
+            "loss/8": (value / 8, 1.0),
+            "none": (0.0, 0.0),
         }
-        other = {"value": value + 1, "interval": None, "difference": 1.0, "difference_interval": [0.8, 1.2]}
-        return {"base": own, HOSTILE: other}
+        return Scores(
+            groups=[f"g{row}" for row in range(9)], sums={name: [[*sums]] * 9 for name, sums in means.items()}
+        )
 
-    measure = {
-        "rows": 40,
-        "groups": 9,
-        "level": 0.95,
-        "notes": {"cross_entropy": HOSTILE},
-        "metrics": {"cross_entropy": estimates(2.0), "loss/1": estimates(0.5), "loss/8": estimates(0.25)},
-    }
-    folder.mkdir(parents=True)
-    summary = {"schema": 1, "checkpoints": {"base": {}, HOSTILE: {}}, "measures": {"heldout": measure}}
-    (folder / "results.json").write_text(json.dumps(summary))
+    found = {"base": scores(2.0), HOSTILE: scores(3.0)}
+    measure = summarise(found["base"], compare(found, resamples=10, seed=0)) | {"notes": {"cross_entropy": HOSTILE}}
+    save_summary(folder, {"checkpoints": dict.fromkeys(found), "measures": {"heldout": measure}})
     return folder

@@ -4,6 +4,7 @@ Numbers come from what a run left: ``metrics.jsonl``, ``validation/``, ``config.
 ``results.json``. What a run lacks is left out.
 """
 
+import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -52,8 +53,7 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     for folder in folders:
         if not any((folder / name).is_file() for name in ("metrics.jsonl", "results.json")):
             raise ValueError(
-                f"'{folder}' is neither a run nor an evaluation: it has no metrics.jsonl and no results.json; name an "
-                "output_dir"
+                f"'{folder}' is no run and no evaluation: it has neither metrics.jsonl nor results.json; name an output_dir"
             )
     trained = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
     names, runs = _names(trained), [_run(folder) for folder in trained]
@@ -148,7 +148,8 @@ def _evaluation(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "results.json").is_file():
         return []
     try:
-        summary = load_summary(folder)
+        # NaN, of what there was nothing to measure of, is no JSON of a browser.
+        summary = json.loads(json.dumps(load_summary(folder)), parse_constant=lambda _: None)
         return [
             {
                 "name": f"{folder.resolve().name}: {name}",

@@ -111,7 +111,13 @@ def test_evaluations_stand_beside_runs_with_curves_apart(tmp_path):
     assert len(data["runs"]) == 1
     (measure,) = data["evaluations"]
     assert (measure["name"], measure["checkpoints"]) == ("eval: heldout", ["base", HOSTILE])
-    assert measure["metrics"]["cross_entropy"]["base"]["value"] == 2.0
+    assert measure["metrics"]["cross_entropy"][HOSTILE] == {
+        "value": 3.0,
+        "interval": [3.0, 3.0],
+        "difference": 1.0,
+        "difference_interval": [1.0, 1.0],
+    }
+    assert measure["metrics"]["none"]["base"]["value"] is None
     assert {at: found["base"]["value"] for at, found in measure["curves"]["loss"].items()} == {"1": 0.5, "8": 0.25}
 
 
@@ -122,7 +128,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
 
 
 def test_other_directories_are_refused_in_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match="neither a run nor an evaluation"):
+    with pytest.raises(ValueError, match="is no run and no evaluation"):
         report_page([tmp_path], tmp_path / "report.html")
     with pytest.raises(ValueError, match="no rollouts/step_N.json"):
         rollouts_page(tmp_path)

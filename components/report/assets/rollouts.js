@@ -239,6 +239,9 @@ for (const id of ["reading", "strip", "anchors"]) {
     if (!found) return;
     state.block = Number(found.dataset.block);
     show({ reveal: id !== "reading" });
+    // The panel stands beside the text, or below it where the window is narrow.
+    const panel = byId("panel");
+    if (id === "anchors") (getComputedStyle(panel).position === "sticky" ? panel.parentElement : panel).scrollIntoView();
   });
 }
 document.addEventListener("keydown", (event) => {
