@@ -31,7 +31,7 @@ def comparison(summary: Mapping[str, Any]) -> Iterator[Table]:
     """A table for each measure of ``results.json``: values, their intervals, and paired differences to the first checkpoint.
     Of a curve, first and last point are shown."""
     for name, measure in summary["measures"].items():
-        curves, metrics = _split(measure["metrics"])
+        curves, metrics = split_curves(measure["metrics"])
         for curve, points in curves.items():
             for k in dict.fromkeys((min(points), max(points))):
                 metrics[f"{curve}/{k}"] = points[k]
@@ -69,7 +69,7 @@ def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
     """Write ``MEASURE.png`` for every measure of ``results.json`` that has curves; the files."""
     written = []
     for name, measure in summary["measures"].items():
-        curves, _ = _split(measure["metrics"])
+        curves, _ = split_curves(measure["metrics"])
         panels = {names: title for names, title in _PANELS.items() if all(each in curves for each in names)}
         drawn = {each for names in panels for each in names}
         panels |= {(curve,): curve for curve in curves if curve not in drawn}
@@ -106,7 +106,7 @@ def _draw(axis: Axes, points: Mapping[int, _Estimates], style: str) -> None:
             axis.fill_between(x, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
 
 
-def _split(metrics: Mapping[str, _Estimates]) -> tuple[dict[str, dict[int, _Estimates]], dict[str, _Estimates]]:
+def split_curves(metrics: Mapping[str, _Estimates]) -> tuple[dict[str, dict[int, _Estimates]], dict[str, _Estimates]]:
     """Curves, ``name/3`` being point 3 of one, and all other metrics."""
     curves: dict[str, dict[int, _Estimates]] = {}
     others: dict[str, _Estimates] = {}

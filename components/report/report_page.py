@@ -4,14 +4,16 @@ Numbers come from what a run left: ``metrics.jsonl``, ``validation/``, ``config.
 ``results.json``. What a run lacks is left out.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from components.evaluation import Measured, load_summary, load_validations
+from components.report.comparison import split_curves
 from components.report.labels import TITLES, title
 from components.report.page import write_page
 from components.training import diff_configs, load_config, read_metrics
@@ -32,7 +34,7 @@ _TRAINING = (
     "tokens_per_second",
 )
 
-# How often, by which measure, a run is to be told from another does not depend on where it was written.
+# Where a run was written does not tell it from another.
 _PLACES = ("output_dir", "resume")
 
 
@@ -40,32 +42,36 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     """Write a report of runs as one HTML file that needs nothing else.
 
     Args:
-        run_dirs: output directories; the first is what the others' configs are compared with.
+        run_dirs: output directories of runs, and of evaluations to be shown beside them. Configs are compared with that
+            of the first run.
         out: the file.
 
     Raises:
-        ValueError: a directory is not one of a run, or a file in it cannot be read.
+        ValueError: a directory is neither a run nor an evaluation, or a file in it cannot be read.
     """
     folders = [Path(run_dir) for run_dir in run_dirs]
-    if not folders:
-        raise ValueError("there is no run to report on; name at least one output_dir")
-    runs = [_run(folder) for folder in folders]
-    names = _names(folders)
-    shown = [key for key in (*_TRAINING, *_others(runs)) if any(key in run["training"] for run in runs)]
-    measured = _validated(runs)
+    for folder in folders:
+        if not any((folder / name).is_file() for name in ("metrics.jsonl", "results.json")):
+            raise ValueError(
+                f"'{folder}' is no run and no evaluation: it has neither metrics.jsonl nor results.json; name an output_dir"
+            )
+    trained = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
+    names, runs = _names(trained), [_run(folder) for folder in trained]
+    metrics = dict.fromkeys(key for run in runs for key in run["training"])
+    validated = dict.fromkeys(key for run in runs for key in run["validation"])
     data = {
         "runs": [{"name": name} | run for name, run in zip(names, runs, strict=True)],
-        "training": [[key, title(key), key in _TRAINING] for key in shown],
-        "validation": [[key, title(key)] for key in measured],
-        "differences": _differences(folders),
+        "training": _titled(metrics, _TRAINING),
+        "validation": _titled(validated, TITLES),
+        "evaluations": [measure for folder in folders for measure in _evaluation(folder)],
+        "differences": _differences(trained),
     }
-    return write_page(Path(out), "report", title=f"EBFT: {', '.join(names)}", data=data)
+    heading = ", ".join(_names(folders))
+    return write_page(Path(out), "report", title=f"EBFT: {heading}", data=data | {"name": heading})
 
 
 def _run(folder: Path) -> dict[str, Any]:
     """What is known of one run, as plain values; a list of points is ``[step, value]`` or ``[step, value, error]``."""
-    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "results.json")):
-        raise ValueError(f"'{folder}' is no run: it has neither config.yaml nor metrics.jsonl; name its output_dir")
     rows = read_metrics(folder)
     keys = dict.fromkeys(key for row in rows for key in row if key != "step" and not key.startswith("seconds/"))
     training = {key: [[row["step"], row[key]] for row in rows if row.get(key) is not None] for key in keys}
@@ -76,7 +82,6 @@ def _run(folder: Path) -> dict[str, Any]:
         "validation": _validation(validations),
         "changes": _changes(validations),
         "rows": max((len(entry.values) for each in validations.values() for entry in each.values()), default=0),
-        "evaluation": _evaluation(folder),
     }
 
 
@@ -86,13 +91,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _others(runs: Sequence[dict[str, Any]]) -> list[str]:
-    return sorted({key for run in runs for key in run["training"]} - {*_TRAINING})
-
-
-def _validated(runs: Sequence[dict[str, Any]]) -> list[str]:
-    found = {key for run in runs for key in run["validation"]}
-    return [key for key in TITLES if key in found] + sorted(found - {*TITLES})
+def _titled(found: Collection[str], known: Collection[str]) -> list[list[Any]]:
+    """Rows ``[key, title, whether it is known]``: the known ones in their order, then the others."""
+    ordered = [key for key in known if key in found] + sorted(key for key in found if key not in known)
+    return [[key, title(key), key in known] for key in ordered]
 
 
 def _seconds(rows: list[dict]) -> dict[str, float]:
@@ -141,16 +143,27 @@ def _changes(validations: dict[int, dict[str, Measured]]) -> list[dict[str, Any]
     return changes
 
 
-def _evaluation(folder: Path) -> list[list[Any]]:
-    """Rows ``[checkpoint, metric, value, low, high]`` of what ``recipes/evaluate.py`` left in ``folder``, if it did."""
+def _evaluation(folder: Path) -> list[dict[str, Any]]:
+    """The measures of an evaluation, with curves apart from single numbers; nothing if it is none."""
     if not (folder / "results.json").is_file():
         return []
-    return [
-        [checkpoint, f"{measure}: {metric}", *map(_finite, (found["value"], *(found["interval"] or ("", ""))))]
-        for measure, entry in load_summary(folder)["measures"].items()
-        for metric, checkpoints in entry["metrics"].items()
-        for checkpoint, found in checkpoints.items()
-    ]
+    try:
+        # NaN, of what there was nothing to measure of, is no JSON of a browser.
+        summary = json.loads(json.dumps(load_summary(folder)), parse_constant=lambda _: None)
+        return [
+            {
+                "name": f"{folder.resolve().name}: {name}",
+                "checkpoints": list(summary["checkpoints"]),
+                "notes": measure.get("notes", {}),
+                **{key: measure[key] for key in ("rows", "groups", "level")},
+                **dict(zip(("curves", "metrics"), split_curves(measure["metrics"]), strict=True)),
+            }
+            for name, measure in summary["measures"].items()
+        ]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'results.json'} is no result of recipes/evaluate.py ({error!r}); evaluate again, or leave it out"
+        ) from error
 
 
 def _differences(folders: Sequence[Path]) -> list[list[str | None]]:

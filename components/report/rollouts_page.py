@@ -1,5 +1,6 @@
 """Kept rollouts for people to read: a page in which every anchor of a text can be opened, and a table for the terminal."""
 
+import re
 from pathlib import Path
 
 from rich.table import Table
@@ -102,7 +103,8 @@ def _tinted(sample: KeptSample) -> Text:
 
 
 def _line(text: str) -> str:
-    return text.replace("\n", "↵").replace("\t", "⇥")
+    """A text in one line, as the page has it."""
+    return re.sub(" {4,}", lambda run: f"␣{len(run[0])}", text.replace("\n", "↵").replace("\t", "⇥"))
 
 
 def _shown(value: float | None, sign: str = "") -> str:

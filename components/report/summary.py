@@ -5,14 +5,9 @@ from pathlib import Path
 from rich.table import Table
 
 from components.evaluation import load_validations
+from components.report.labels import title
 
-_ROWS = {
-    "cross_entropy": "cross-entropy (nats/token)",
-    "feature_matching_loss": "feature-matching loss",
-    "feature_matching_loss_whitened": "feature-matching loss, whitened",
-    "alignment": "alignment",
-    "diversity": "diversity",
-}
+_ROWS = ("cross_entropy", "feature_matching_loss", "feature_matching_loss_whitened", "alignment", "diversity")
 
 
 def before_after(run_dir: Path) -> Table:
@@ -32,12 +27,12 @@ def before_after(run_dir: Path) -> Table:
     table.add_column("metric")
     for heading in (f"step {first}", f"step {last}", "change ± paired standard error", "in standard errors"):
         table.add_column(heading, justify="right")
-    for name, title in _ROWS.items():
+    for name in _ROWS:
         if name in before and name in after:
             change = after[name].change_since(before[name])
             mean, error = change.mean(), change.standard_error()
             table.add_row(
-                title,
+                title(name),
                 f"{before[name].mean():.4f}",
                 f"{after[name].mean():.4f}",
                 f"{mean:+.4f} ± {error:.4f}",

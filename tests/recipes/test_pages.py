@@ -1,12 +1,11 @@
-"""Pages of finished runs: what is in them, that they need nothing else, and that no text of a run can break them."""
+"""Pages of finished runs: what is in them, and that they need nothing else. More in tests/unit/test_pages*.py."""
 
 import json
 import re
-import shutil
 
 import pytest
 
-from components.report import report_page, rollouts_page
+from components.report import report_page
 from components.training import forget_rollouts, load_rollouts, stop
 from tests.recipes.test_cli import ebft
 from tests.recipes.test_ebft import build, material, overrides, train  # noqa: F401
@@ -50,19 +49,6 @@ def test_pages_need_no_network(runs):
         assert "default-src 'none'" in text
 
 
-def test_evaluation_results_are_in_the_report(runs):
-    estimate = {"value": 0.5, "interval": [0.4, 0.6], "difference": 0.0, "difference_interval": [0.0, 0.0]}
-    alone = estimate | {"interval": None}
-    measures = {"humaneval": {"metrics": {"pass@1": {"base": estimate, "sft": alone}}}}
-    (runs / "plain" / "results.json").write_text(json.dumps({"schema": 1, "measures": measures}))
-    data = data_of(report_page([runs / "plain"], runs / "two.html").read_text())
-    (runs / "plain" / "results.json").unlink()
-    assert data["runs"][0]["evaluation"] == [
-        ["base", "humaneval: pass@1", 0.5, 0.4, 0.6],
-        ["sft", "humaneval: pass@1", 0.5, None, None],
-    ]
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     done = ebft("report", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 1
@@ -78,55 +64,3 @@ def test_rollouts_are_kept_as_often_as_asked_and_forgotten_by_a_resume(overrides
     assert list(load_rollouts(recipe.output_dir)) == [2, 4]
     forget_rollouts(recipe.output_dir, after=3)
     assert list(load_rollouts(recipe.output_dir)) == [2]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, where it and playwright are installed: ``pip install -e .[pages]``, and ``chromium`` of the system."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `pages`)")
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def opened(browser, path, scheme, width):
-    """The page in a window, and a list of what went wrong with it, which grows."""
-    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-    trouble = []
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith("file:") else trouble.append(request.url))
-    page.goto(path.as_uri())
-    page.wait_for_timeout(200)
-    return page, trouble
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_in_a_browser_are_quiet_and_no_wider_than_it(runs, browser, scheme, width):
-    report_page([runs / "plain", runs / "mixed"], runs / "report.html")
-    for path in (runs / "report.html", rollouts_page(runs / "plain", runs / "rollouts.html")):
-        page, trouble = opened(browser, path, scheme, width)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.close()
-        assert not trouble
-
-
-def test_sorting_sorts_and_filtering_hides(runs, browser):
-    page, trouble = opened(browser, rollouts_page(runs / "plain", runs / "rollouts.html"), "light", 1280)
-
-    def rewards():
-        texts = page.locator("#anchors tbody td:nth-child(3)").all_inner_texts()
-        return [float(text.replace("\N{MINUS SIGN}", "-")) for text in texts]
-
-    drawn = rewards()
-    page.select_option("#sort", "reward-high")
-    assert rewards() == sorted(drawn, reverse=True) != drawn
-    page.fill("#least-reward", "100")
-    assert rewards() == []
-    page.close()
-    assert not trouble

@@ -49,27 +49,29 @@ function smooth(points) {
   });
 }
 
-function chart(title, pointsOf) {
-  const svgBox = make("div"), readout = make("div", { class: "readout", "aria-live": "off" });
+// `lines` are lists of [x, value], [x, value, error] or [x, value, low, high], coloured by their place; `unit` names x.
+function chart(title, lines, { unit = "step", isShown = () => true } = {}) {
+  const svgBox = make("div"), readout = make("div", { class: "readout" });
   const figure = make("figure", { tabindex: 0, "aria-label": title }, make("figcaption", {}, title), svgBox, readout);
-  const all = data.runs.map(pointsOf).map((points) => (points ?? []).filter((point) => point[1] != null));
+  const all = lines.map((points) => (points ?? []).filter((point) => point[1] != null));
+  const low = ([, value, a, b]) => (b != null ? a : value - (a ?? 0)), high = ([, value, a, b]) => (b != null ? b : value + (a ?? 0));
   let scale = null, cursor = null;
 
   function draw() {
-    const series = all.map((points, run) => ({ run, points })).filter(({ run, points }) => points.length && !hidden.has(run));
+    const series = all.map((points, run) => ({ run, points })).filter(({ run, points }) => points.length && isShown(run));
     const steps = series.flatMap(({ points }) => points.map((point) => point[0]));
-    const values = series.flatMap(({ points }) => points.flatMap(([, value, error]) => [value - (error ?? 0), value + (error ?? 0)]));
+    const values = series.flatMap(({ points }) => points.flatMap((point) => [low(point), high(point)]));
     if (!steps.length) { svgBox.replaceChildren(); readout.textContent = "no values"; scale = null; return; }
-    let low = Math.min(...values), high = Math.max(...values);
-    const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
-    if (low !== 0) low -= pad;
-    high += pad;
+    let bottom = Math.min(...values), top = Math.max(...values);
+    const pad = (top - bottom) * 0.06 || Math.abs(top) * 0.1 || 1;
+    if (bottom !== 0) bottom -= pad;
+    top += pad;
     const first = Math.min(...steps), last = Math.max(...steps, first + 1);
-    const x = (step) => LEFT + 6 + ((step - first) / (last - first)) * (W - LEFT - RIGHT - 12);
-    const y = (value) => TOP + ((high - value) / (high - low)) * (H - TOP - BOTTOM);
+    const x = (step) => LEFT + 12 + ((step - first) / (last - first)) * (W - LEFT - RIGHT - 24);
+    const y = (value) => TOP + ((top - value) / (top - bottom)) * (H - TOP - BOTTOM);
     scale = { x, y, series, steps: [...new Set(steps)].sort((a, b) => a - b) };
     const at = (place) => place.toFixed(1);
-    const yTicks = ticks(low, high, 4), xTicks = ticks(first, last, 5).filter(Number.isInteger);
+    const yTicks = ticks(bottom, top, 5), xTicks = ticks(first, last, 5).filter(Number.isInteger);
     const parts = yTicks.map((value) => `<line class="rule" x1="${LEFT}" x2="${W - RIGHT}" y1="${at(y(value))}" y2="${at(y(value))}"/>`
       + `<text x="${LEFT - 7}" y="${at(y(value) + 4)}" text-anchor="end">${tickText(value, yTicks)}</text>`);
     parts.push(...xTicks.map((step) => `<text x="${at(x(step))}" y="${H - 8}" text-anchor="middle">${step}</text>`));
@@ -79,9 +81,14 @@ function chart(title, pointsOf) {
       const noisy = points.length > 60;
       if (noisy) parts.push(`<polyline class="line faint" ${stroke} points="${path(points)}"/>`);
       parts.push(`<polyline class="line" ${stroke} ${dashes} points="${path(noisy ? smooth(points) : points)}"/>`);
-      for (const [step, value, error] of points) {
-        if (error) parts.push(`<line class="bar" ${stroke} x1="${at(x(step))}" x2="${at(x(step))}" y1="${at(y(value - error))}" y2="${at(y(value + error))}"/>`);
-        if (points.length <= 15) parts.push(`<circle r="2.8" fill="${colour(run)}" cx="${at(x(step))}" cy="${at(y(value))}"/>`);
+      // Side by side, so that the intervals of several runs at one step can be told apart.
+      const aside = (run - (all.length - 1) / 2) * 4;
+      for (const point of points) {
+        const place = at(x(point[0]) + (high(point) > low(point) ? aside : 0));
+        if (high(point) > low(point)) {
+          parts.push(`<line class="bar" ${stroke} x1="${place}" x2="${place}" y1="${at(y(low(point)))}" y2="${at(y(high(point)))}"/>`);
+        }
+        if (points.length <= 15) parts.push(`<circle r="2.8" fill="${colour(run)}" cx="${place}" cy="${at(y(point[1]))}"/>`);
       }
     }
     parts.push(`<line class="cursor" y1="${TOP}" y2="${H - BOTTOM}" visibility="hidden"/>`);
@@ -97,11 +104,11 @@ function chart(title, pointsOf) {
     const shownStep = step ?? scale.steps.at(-1);
     line.setAttribute("x1", scale.x(shownStep));
     line.setAttribute("x2", scale.x(shownStep));
-    readout.replaceChildren(make("span", {}, `step ${shownStep}`), ...scale.series.flatMap(({ run, points }) => {
+    readout.replaceChildren(make("span", {}, `${unit} ${shownStep}`), ...scale.series.flatMap(({ run, points }) => {
       const point = points.find((each) => each[0] === shownStep);
       if (!point) return [];
-      const text = significant(point[1]) + (point[2] ? ` ± ${significant(point[2])}` : "");
-      return [make("span", {}, many ? swatch(run) : "", many ? " " : "", make("b", {}, text))];
+      const spread = point[3] != null ? ` (${significant(point[2])} to ${significant(point[3])})` : point[2] ? ` ± ${significant(point[2])}` : "";
+      return [make("span", {}, all.length > 1 ? swatch(run) : "", make("b", {}, significant(point[1])), spread)];
     }));
   }
 
@@ -126,18 +133,21 @@ function chart(title, pointsOf) {
 }
 
 function section(id, heading, note, ...content) {
-  byId("main").append(make("section", { id }, make("h2", {}, heading), make("p", { class: "soft" }, note), ...content));
+  byId("main").append(make("section", { id }, make("h2", {}, heading), make("p", { class: "soft" }, note), ...content.filter(Boolean)));
 }
 
-function table(headings, rows, numbers) {
-  const cell = (tag, value, column, kind = "") => make(tag, { class: `${column >= numbers[0] && column < numbers[1] ? "number" : ""} ${kind}` },
+// A cell is a text or a list of nodes; an empty first cell continues the row above. `numbers` are the columns from..to.
+function table(headings, rows, [from, to]) {
+  const cell = (tag, value, column) => make(tag, { class: column >= from && column < to ? "number" : null },
     ...(Array.isArray(value) ? value : [value]));
   return make("div", { class: "scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, ...headings.map((heading, column) => cell("th", heading, column)))),
-    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((value, column) => cell("td", value, column)))))));
+    make("tbody", {}, ...rows.map((row) => make("tr", { class: row[0] === "" ? "goes-on" : null },
+      ...row.map((value, column) => cell("td", value, column)))))));
 }
 
-const named = (run) => (many ? [swatch(run), data.runs[run].name] : [data.runs[run].name]);
+const labelled = (number, name) => [make("span", { class: "name" }, swatch(number), name)];
+const named = (run) => (many ? labelled(run, data.runs[run].name) : [data.runs[run].name]);
 
 function showChanges() {
   const rows = data.validation.flatMap(([metric, title]) => data.runs.flatMap((run, number) => {
@@ -159,9 +169,9 @@ function showChanges() {
   const steps = new Set(rows.map(({ change }) => `${change.first} ${change.last}`));
   const { first, last } = rows[0].change;
   const headings = steps.size === 1 ? [`step ${first}`, `step ${last}`] : ["first", "last"];
-  section("changes", "Before and after", "Held-out rows, the same each time, with the same anchors and random numbers: errors are of "
-    + "the paired difference, row by row. Bold: more than two standard errors. "
-    + data.runs.map((run) => `${many ? `${run.name}: ` : ""}${run.rows} rows`).join(", ") + ".",
+  const sizes = new Set(data.runs.filter((run) => run.changes.length).map((run) => run.rows));
+  section("changes", "Before and after", `${[...sizes].join(" and ")} held-out rows, with the same anchors and random numbers each time: `
+    + "errors are of the paired difference, row by row. Bold: more than two standard errors.",
   table(["metric", ...(many ? ["run"] : []), ...headings, "change ± standard error", "in standard errors"], cells, many ? [2, 6] : [1, 5]));
 }
 
@@ -183,13 +193,26 @@ function showTime() {
 
 const total = (run) => Object.values(run.seconds).reduce((sum, seconds) => sum + seconds, 0);
 
-function showEvaluation() {
-  const rows = data.runs.flatMap((run, number) => run.evaluation.map(([checkpoint, metric, value, low, high]) =>
-    [...(many ? [named(number)] : []), checkpoint, metric, significant(value),
-      low == null || high == null ? "–" : `${significant(low)} to ${significant(high)}`]));
-  if (!rows.length) return;
-  section("evaluation", "Evaluation", "Of whole checkpoints, with the interval that was given.",
-    table([...(many ? ["run"] : []), "checkpoint", "metric", "value", "interval"], rows, many ? [3, 5] : [2, 4]));
+function bounds(interval, digits, sign) {
+  return interval ? `${shown(interval[0], digits, sign)} to ${shown(interval[1], digits, sign)}` : "–";
+}
+
+function showEvaluation(measure, number) {
+  const { checkpoints } = measure;
+  const rows = Object.entries(measure.metrics).flatMap(([metric, found]) => checkpoints.filter((name) => found[name]).map((name, place) => {
+    const each = found[name], other = name !== checkpoints[0];
+    return [place === 0 ? metric.replaceAll("_", " ") : "", labelled(checkpoints.indexOf(name), name), shown(each.value, 4),
+      bounds(each.interval, 4, false), other ? shown(each.difference, 4, true) : "", other ? bounds(each.difference_interval, 4, true) : ""];
+  }));
+  const curves = Object.entries(measure.curves).map(([curve, points]) => chart(curve.replaceAll("_", " "), checkpoints.map((name) =>
+    Object.entries(points).filter(([, found]) => found[name]).map(([at, found]) =>
+      [Number(at), found[name].value, ...(found[name].interval ?? [])])), { unit: "token" }));
+  const notes = Object.entries(measure.notes).map(([metric, note]) => ` ${metric}: ${note}.`).join("");
+  section(`evaluation-${number}`, measure.name, `${measure.rows} rows in ${measure.groups} groups; bootstrap intervals of `
+    + `${shown(100 * measure.level, 0)} %, differences paired.${measure.groups < 30 ? " Intervals of so few groups are too narrow." : ""}${notes}`,
+  rows.length ? table(["metric", "checkpoint", "value", "interval", `minus ${checkpoints[0]}`, "interval"], rows, [2, 6]) : null,
+  curves.length ? make("p", { class: "key" }, ...checkpoints.flatMap((name, place) => labelled(place, name))) : null,
+  make("div", { class: "grid" }, ...curves));
 }
 
 function showDifferences() {
@@ -201,7 +224,7 @@ function showDifferences() {
   section("differences", "Config", known, ...(rows.length ? [table(["key", ...data.runs.map((_, run) => named(run))], rows, [9e9, 9e9])] : []));
 }
 
-byId("name").textContent = data.runs.map((run) => run.name).join(", ");
+byId("name").textContent = data.name;
 if (many) {
   byId("legend").append(...data.runs.map((run, number) => make("button", {
     type: "button", "aria-pressed": "true", title: "show or hide", onclick: (event) => {
@@ -212,15 +235,19 @@ if (many) {
   }, swatch(number), run.name)));
 } else byId("legend").hidden = true;
 
+// Curves of `kind` ("training" or "validation"), one figure a metric; those that are no metrics of ours are folded away.
+function showCurves(kind, heading, note) {
+  const figures = (metrics) => make("div", { class: "grid" }, ...metrics.map(([metric, title]) =>
+    chart(title, data.runs.map((run) => run[kind][metric]), { isShown: (run) => !hidden.has(run) })));
+  const known = data[kind].filter((entry) => entry[2]), others = data[kind].filter((entry) => !entry[2]);
+  if (!data[kind].length) return;
+  section(kind, heading, note, figures(known),
+    others.length ? make("details", {}, make("summary", {}, `${others.length} more`), figures(others)) : null);
+}
+
 showChanges();
-const validated = data.validation.map(([metric, title]) => chart(title, (run) => run.validation[metric]));
-if (validated.length) section("validation", "Validation", "Bars are standard errors of the change since the first validation.",
-  make("div", { class: "grid" }, ...validated));
-const main = data.training.filter(([, , first]) => first), further = data.training.filter(([, , first]) => !first);
-const trained = ([metric, title]) => chart(title, (run) => run.training[metric]);
-if (main.length) section("training", "Training", "Of each step's own batch. Curves of more than 60 points are drawn faint, and bold as a running mean.",
-  make("div", { class: "grid" }, ...main.map(trained)),
-  further.length ? make("details", {}, make("summary", {}, `${further.length} more`), make("div", { class: "grid" }, ...further.map(trained))) : null);
+showCurves("validation", "Validation", "Bars are standard errors of the change since the first validation.");
+showCurves("training", "Training", "Of each step's own batch. Curves of more than 60 points are drawn faint, with their running mean.");
 showTime();
-showEvaluation();
+data.evaluations.forEach(showEvaluation);
 showDifferences();

@@ -8,8 +8,9 @@ const KEYS = { reward, alignment: (sample) => sample.pointwise };
 const text = () => data.steps[state.step].texts[state.text];
 const chosen = () => text().blocks[state.block];
 
+// A token in one line: what indents would push the samples out of sight.
 function visible(token) {
-  return token === "" ? "◦" : token.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  return token === "" ? "◦" : token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/ {4,}/g, (run) => `␣${run.length}`);
 }
 
 function least(id) {
@@ -135,7 +136,8 @@ function showText(rows) {
 
 // Every sample's reward over its anchor's place in the text. Only numbers enter the markup.
 function showStrip(rows) {
-  const W = 640, H = 120, left = 34, right = 8, top = 8, bottom = 18;
+  // As wide as it is shown, so that its type has the size of the page's.
+  const W = Math.max(300, byId("strip").clientWidth), H = 120, left = 34, right = 8, top = 8, bottom = 18;
   const passing = new Map(rows.map((row) => [row.number, row.listed]));
   const counted = text().blocks.map((block, number) => ({ block, number })).filter(({ block }) => block.counts);
   const values = counted.flatMap(({ block }) => block.samples.map(reward)).filter((value) => value != null);
@@ -145,7 +147,7 @@ function showStrip(rows) {
   const x = (place) => left + (place / length) * (W - left - right);
   const y = (value) => H - bottom - ((value - low) / (high - low)) * (H - top - bottom);
   const width = Math.max(4, Math.min(18, (W - left - right) / Math.max(1, counted.length) - 1));
-  const rules = [low, high].map((value) => `<line x1="${left}" x2="${W - right}" y1="${y(value)}" y2="${y(value)}"/>`
+  const rules = [low, ...(low < -0.2 * high ? [0] : []), high].map((value) => `<line x1="${left}" x2="${W - right}" y1="${y(value)}" y2="${y(value)}"/>`
     + `<text x="${left - 6}" y="${y(value) + 4}" text-anchor="end">${shown(value, 1)}</text>`);
   const columns = counted.map(({ block, number }) => {
     const kind = number === state.block ? " chosen" : passing.has(number) ? "" : " out";
@@ -237,13 +239,16 @@ for (const id of ["reading", "strip", "anchors"]) {
     if (!found) return;
     state.block = Number(found.dataset.block);
     show({ reveal: id !== "reading" });
+    // The panel stands beside the text, or below it where the window is narrow.
+    const panel = byId("panel");
+    if (id === "anchors") (getComputedStyle(panel).position === "sticky" ? panel.parentElement : panel).scrollIntoView();
   });
 }
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
   const keys = {
-    ArrowLeft: () => goAnchor(-1), ArrowRight: () => goAnchor(1), ArrowUp: () => goStep(state.step - 1),
-    ArrowDown: () => goStep(state.step + 1), s: () => cycle("sort"), c: () => cycle("copies"), l: () => byId("numbers").click(),
+    ArrowLeft: () => goAnchor(-1), ArrowRight: () => goAnchor(1), "[": () => goStep(state.step - 1),
+    "]": () => goStep(state.step + 1), s: () => cycle("sort"), c: () => cycle("copies"), l: () => byId("numbers").click(),
   };
   if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
 });
