@@ -42,14 +42,18 @@ class StridedAnchors:
     - with ``document_mask``, its window and at least ``context_len`` tokens before it lie in one document. Without it a
       block may start in one document and be compared with tokens of the next.
 
+    Blocks that do not count cost as much as others. Where few do, as with short answers to long questions, ``max_anchors``
+    spares them: a row then has that many anchors, first of all those whose block counts, evenly spread if there are more.
+
     Args:
         stride: tokens between anchors (paper: 8 for code, 2 for translation).
         context_len: shortest prefix a block sees (paper: 8 for code, 4 for translation).
         region: ``"all"`` positions, or only the ``"target"`` (answers, not questions).
         document_mask: leave out blocks that straddle documents.
+        max_anchors: ``K`` at most, chosen row by row; None for all.
 
     Raises:
-        ValueError: ``stride`` or ``context_len`` below 1, an unknown ``region``, or (when called) rows too short for a block.
+        ValueError: ``stride``, ``context_len`` or ``max_anchors`` below 1, an unknown ``region``, or (when called) rows too short for a block.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class StridedAnchors:
         context_len: int,
         region: Literal["all", "target"] = "all",
         document_mask: bool = False,
+        max_anchors: int | None = None,
     ) -> None:
         if stride < 1:
             raise ValueError(f"stride is {stride}; anchors need a stride of at least 1 token")
@@ -66,10 +71,13 @@ class StridedAnchors:
             raise ValueError(f"context_len is {context_len}; a block needs a prefix of at least 1 token")
         if region not in ("all", "target"):
             raise ValueError(f"region is {region!r}; choose 'all' or 'target'")
+        if max_anchors is not None and max_anchors < 1:
+            raise ValueError(f"max_anchors is {max_anchors}; keep at least 1 anchor, or leave it out for all")
         self.stride = stride
         self.context_len = context_len
         self.region = region
         self.document_mask = document_mask
+        self.max_anchors = max_anchors
 
     def __call__(self, batch: Batch, rollout_len: int) -> AnchorSet:
         """The anchors of ``batch``, in ascending order."""
@@ -89,7 +97,20 @@ class StridedAnchors:
             reach = torch.arange(-self.context_len, rollout_len, device=batch.tokens.device)
             documents = batch.doc_ids[:, positions[:, None] + reach]  # [B, K, context_len + G]
             mask &= (documents == documents[..., :1]).all(dim=-1)
-        return AnchorSet(positions=positions.expand(B, num_anchors).contiguous(), mask=mask)
+        positions = positions.expand(B, num_anchors).contiguous()
+        if self.max_anchors is not None and self.max_anchors < num_anchors:
+            kept = _counted_first(mask, self.max_anchors)
+            positions, mask = positions.gather(1, kept), mask.gather(1, kept)
+        return AnchorSet(positions=positions, mask=mask)
+
+
+def _counted_first(mask: Tensor, size: int) -> Tensor:
+    """Indices of ``size`` columns in each row, ascending, ``[B, size]``: True ones, evenly spread, then others."""
+    ranked = torch.argsort(~mask, dim=1, stable=True)
+    place = torch.arange(size, device=mask.device)
+    counted = mask.sum(dim=1, keepdim=True)
+    spread = torch.where(counted > size, place * counted // size, place)
+    return ranked.gather(1, spread).sort(dim=1).values
 
 
 class CompletionAnchor:

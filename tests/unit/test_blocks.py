@@ -69,6 +69,28 @@ def test_target_regions_keep_questions_out_of_the_windows():
     assert got.positions[0][got.mask[0]].tolist() == [11, 14, 17, 20]
 
 
+def test_few_anchors_are_those_that_count_evenly_spread():
+    """Windows inside the targets: eleven anchors of the first row, one of the second, which fills up with others."""
+    batch = tiny_batch(documents=((24,), (24,)))
+    target = batch.target_mask.clone()
+    target[0, :10], target[0, 24:] = False, False
+    target[1, :19], target[1, 23:] = False, False
+    batch = Batch(tokens=batch.tokens, doc_ids=batch.doc_ids, target_mask=target)
+    options = {"stride": 1, "context_len": 2, "region": "target"}
+    every = StridedAnchors(**options)(batch, 4)
+    assert [row[mask].tolist() for row, mask in zip(every.positions, every.mask, strict=True)] == [
+        [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20],
+        [19],
+    ]
+    few = StridedAnchors(**options, max_anchors=3)(batch, 4)
+    assert few.positions.tolist() == [[10, 13, 17], [2, 3, 19]]
+    assert few.mask.tolist() == [[True, True, True], [False, False, True]]
+    with pytest.raises(ValueError, match="max_anchors is 0"):
+        StridedAnchors(**options, max_anchors=0)
+    many = StridedAnchors(**options, max_anchors=100)(batch, 4)
+    assert torch.equal(many.positions, every.positions) and torch.equal(many.mask, every.mask)
+
+
 def test_a_completion_starts_at_the_first_target_or_at_the_end():
     batch = tiny_batch(documents=((24,), (9,)))
     target = batch.target_mask.clone()
