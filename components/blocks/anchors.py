@@ -53,7 +53,8 @@ class StridedAnchors:
         max_anchors: ``K`` at most, chosen row by row; None for all.
 
     Raises:
-        ValueError: ``stride``, ``context_len`` or ``max_anchors`` below 1, an unknown ``region``, or (when called) rows too short for a block.
+        ValueError: ``stride``, ``context_len`` or ``max_anchors`` below 1, an unknown ``region``, or (when called) rows too
+            short for a block.
     """
 
     def __init__(
