@@ -112,13 +112,21 @@ def expendable(
 ) -> list[Path]:
     """Which of ``checkpoints`` (oldest first) are neither among the newest nor the best.
 
-    A checkpoint competes only if ``keep_best`` was measured at its very step; of equals the older one is the best.
+    A checkpoint competes only if ``keep_best`` was measured at its very step; of equals the older one is the best. One
+    whose manifest is damaged could be the best, so it is not expendable.
     """
     kept = set(checkpoints[-keep_last:])
     if keep_best is not None:
         sign = 1 if best_is == "lowest" else -1
-        manifests = [(path, read_manifest(path)) for path in checkpoints]
-        scores = {path: sign * m.metrics.get(keep_best, math.nan) for path, m in manifests if m.validated_at == m.step}
+        scores: dict[Path, float] = {}
+        for path in checkpoints:
+            try:
+                manifest = read_manifest(path)
+            except ValueError:
+                kept.add(path)
+                continue
+            if manifest.validated_at == manifest.step:
+                scores[path] = sign * manifest.metrics.get(keep_best, math.nan)
         kept |= set(sorted((path for path in scores if not math.isnan(scores[path])), key=scores.__getitem__)[:1])
     return [path for path in checkpoints if path not in kept]
 

@@ -269,6 +269,20 @@ def test_the_best_checkpoint_stays_on_the_disk(base, tmp_path):
 
 
 @pytest.mark.usefixtures("_group")
+def test_a_checkpoint_with_a_damaged_manifest_is_not_dropped_and_stops_no_save(base, tmp_path):
+    policy, optimizer, checkpointer = build(base, tmp_path, keep_best="cross_entropy", best_is="lowest")
+    for step, value in enumerate([3.0, 1.0]):
+        checkpointer.save(manifest(step, validated_at=step, metrics={"cross_entropy": value}), policy, optimizer, {})
+    checkpointer.wait()
+    damaged = tmp_path / "step_000001" / "checkpoint.json"
+    damaged.write_text(damaged.read_text().replace("cross_entropy", "cross_entr0py"))
+    for step in (2, 3):
+        checkpointer.save(manifest(step, validated_at=step, metrics={"cross_entropy": 2.0}), policy, optimizer, {})
+    checkpointer.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000002", "step_000003"]
+
+
+@pytest.mark.usefixtures("_group")
 def test_which_is_best_must_be_said_and_measured(base, tmp_path):
     with pytest.raises(ValueError, match="give both"):
         HFCheckpointer(checkpoint_dir=str(base), output_dir=str(tmp_path), keep_best="cross_entropy")
