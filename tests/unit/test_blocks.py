@@ -88,7 +88,8 @@ def test_few_anchors_are_those_that_count_evenly_spread():
     with pytest.raises(ValueError, match="max_anchors is 0"):
         StridedAnchors(**options, max_anchors=0)
     many = StridedAnchors(**options, max_anchors=100)(batch, 4)
-    assert torch.equal(many.positions, every.positions) and torch.equal(many.mask, every.mask)
+    assert torch.equal(many.positions, every.positions)
+    assert torch.equal(many.mask, every.mask)
 
 
 def test_a_completion_starts_at_the_first_target_or_at_the_end():

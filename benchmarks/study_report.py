@@ -1,0 +1,225 @@
+"""Makes docs/study.md's tables and curves from result files.
+
+    python -m benchmarks.study_report collect translation    # outputs/study -> docs/study/translation.json, which is committed
+    python -m benchmarks.study_report write                  # docs/study/*.json -> tables of docs/study.md and README, curves
+
+A table stands between ``<!-- study: NAME -->`` and ``<!-- end -->``; what was between them is replaced.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.study import TASKS, Run, final, grid
+from components.evaluation import load_summary, load_validations
+from components.training import load_config, read_metrics
+
+RESULTS, PICTURES, PAGES = Path("docs/study"), Path("docs/pictures"), (Path("docs/study.md"), Path("README.md"))
+CURVES = {"cross_entropy": "cross-entropy, nats per token", "feature_matching_loss": "feature-matching loss"}
+NAMES = {
+    "base": "untuned",
+    "sft": "SFT, same sequences",
+    "sft_long": "SFT, same processor time",
+    "rlvr": "RLVR",
+    "ebft_0": "EBFT, gamma 0",
+    "ebft_003": "EBFT, gamma 0.03",
+    "ebft_01": "EBFT, gamma 0.1",
+}
+# Metrics of each task's evaluation that the table shows, with a heading and the number of decimals.
+COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
+    "translation": {
+        "cross_entropy/cross_entropy": ("cross-entropy", 3),
+        "calibration/feature_matching_loss_unbiased/4": ("feature-matching loss", 4),
+        "translation/bleu": ("BLEU", 1),
+        "translation/chrf": ("chrF", 1),
+    },
+    "code": {
+        "cross_entropy/cross_entropy": ("cross-entropy", 3),
+        "calibration/feature_matching_loss_unbiased/8": ("feature-matching loss", 4),
+    },
+    "coding": {
+        "cross_entropy/cross_entropy": ("cross-entropy", 3),
+        "calibration/feature_matching_loss_unbiased/8": ("feature-matching loss", 4),
+        "coding/pass@1": ("held-out pass@1", 3),
+        "humaneval/pass@1": ("HumanEval pass@1", 3),
+    },
+}
+
+
+def collect(task: str) -> None:
+    """Write what a task's runs and its evaluation found, as one small file."""
+    runs = []
+    for run in final([task]):
+        if run.finished():
+            runs.append(_run(run) | {"arm": run.config.stem})
+    tried = [_run(run) | {"arm": run.config.stem} for run in grid([task]) if run.finished()]
+    body: dict[str, Any] = {"runs": runs, "learning_rates": tried}
+    evaluation = Path(load_config(f"configs/study/{task}/evaluate.yaml").output_dir)
+    if (evaluation / "results.json").exists():
+        summary = load_summary(evaluation)
+        body["measures"] = summary["measures"]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{task}.json").write_text(json.dumps(body, indent=1) + "\n")
+
+
+def _run(run: Run) -> dict[str, Any]:
+    """Settings, processor time, and the validations with the standard error of their change since the first."""
+    cfg = load_config(run.config, run.overrides)
+    validations = load_validations(run.output_dir)
+    first = next(iter(validations.values()))
+    curves: dict[str, Any] = {}
+    for name in [*CURVES, "feature_matching_loss_whitened", "alignment", "diversity"]:
+        if name in first:
+            curves[name] = {
+                step: [measured[name].mean(), measured[name].change_since(first[name]).standard_error()]
+                for step, measured in validations.items()
+            }
+    return {
+        "seed": cfg.seed,
+        "lr": cfg.optimizer.lr,
+        "batch_size": cfg.batch_size,
+        "cpu_seconds": sum(json.loads(run.record.read_text())["pieces"]),
+        "validation": curves,
+        "training_reward": [row.get("reward") for row in read_metrics(run.output_dir)],
+    }
+
+
+def result_table(task: str, results: Mapping[str, Any]) -> str:
+    """An arm a row: the mean over seeds of every metric and of its difference to the untuned model; bold where the intervals of
+    every seed leave out 0, on the same side."""
+    columns = COLUMNS[task]
+    lines = [
+        "| | " + " | ".join(heading for heading, _ in columns.values()) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for arm, title in NAMES.items():
+        cells = []
+        for path, (_, digits) in columns.items():
+            measure, metric = path.split("/", 1)
+            estimates = results["measures"][measure]["metrics"][metric]
+            found = [estimates[name] for name in estimates if re.fullmatch(rf"{arm}(_seed_\d+)?", name)]
+            if not found:
+                break
+            cells.append(_cell(found, digits, alone=arm == "base"))
+        if cells:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Iterable[Mapping[str, Any]], digits: int, *, alone: bool) -> str:
+    estimates = list(found)
+    mean = statistics.mean(estimate["value"] for estimate in estimates)
+    if alone:
+        low, high = estimates[0]["interval"]
+        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    intervals = [estimate["difference_interval"] for estimate in estimates]
+    sure = all(low > 0 for low, _ in intervals) or all(high < 0 for _, high in intervals)
+    shown = ", ".join(f"{estimate['difference']:+.{digits}f}" for estimate in estimates)
+    return f"{mean:.{digits}f} (**{shown}**)" if sure else f"{mean:.{digits}f} ({shown})"
+
+
+def rate_table(results: Mapping[str, Any]) -> str:
+    """What each learning rate changed in validation by the middle of a run."""
+    names = ("cross_entropy", "feature_matching_loss", "alignment")
+    lines = [
+        "| arm | lr | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for run in results["learning_rates"]:
+        changes = []
+        for name in names:
+            steps = list(run["validation"][name].items())
+            (_, (before, _)), (_, (after, error)) = steps[0], steps[1]
+            changes.append(f"{after - before:+.4f} ± {error:.4f}")
+        lines.append(f"| {NAMES[run['arm']]} | {run['lr']:g} | {' | '.join(changes)} |")
+    return "\n".join(lines)
+
+
+def cost_table(results: Mapping[str, Any]) -> str:
+    """Sequences and processor time of each arm, means over seeds."""
+    lines = ["| arm | lr | seeds | sequences | processor seconds |", "|---|---|---|---|---|"]
+    for arm, title in NAMES.items():
+        runs = [run for run in results["runs"] if run["arm"] == arm]
+        if runs:
+            sequences = runs[0]["batch_size"] * max(int(step) for step in runs[0]["validation"]["cross_entropy"])
+            seconds = statistics.mean(run["cpu_seconds"] for run in runs)
+            lines.append(f"| {title} | {runs[0]['lr']:g} | {len(runs)} | {sequences} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def draw(task: str, results: Mapping[str, Any]) -> None:
+    """Validation over training: the mean over seeds of each arm, with the standard error of its change."""
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(9, 3.2))
+    for axis, (name, heading) in zip(axes, CURVES.items(), strict=True):
+        for arm, title in NAMES.items():
+            runs = [run for run in results["runs"] if run["arm"] == arm]
+            if not runs:
+                continue
+            curves = [run["validation"][name] for run in runs]
+            steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+            x = [int(step) * runs[0]["batch_size"] for step in steps]
+            y = [statistics.mean(curve[step][0] for curve in curves) for step in steps]
+            error = [(sum(curve[step][1] ** 2 for curve in curves) ** 0.5) / len(curves) for step in steps]
+            axis.errorbar(x, y, yerr=error, marker="o", markersize=3, linewidth=1.2, capsize=2, label=title)
+        axis.set_title(heading, fontsize=9)
+        axis.set_xlabel("sequences", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    PICTURES.mkdir(exist_ok=True)
+    figure.savefig(PICTURES / f"study_{task}.png", dpi=130)
+    plt.close(figure)
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """``text`` with every table between its marks replaced."""
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- study: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    return text
+
+
+def write() -> None:
+    """Tables and curves of all that was collected."""
+    tables = {}
+    for task in TASKS:
+        path = RESULTS / f"{task}.json"
+        if path.exists():
+            results = json.loads(path.read_text())
+            tables[f"{task} rates"] = rate_table(results)
+            if results["runs"]:
+                tables[f"{task} cost"] = cost_table(results)
+                draw(task, results)
+            if "measures" in results:
+                tables[task] = result_table(task, results)
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), tables))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["collect", "write"])
+    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASKS)}; all by default")
+    args = parser.parse_args()
+    if args.what == "collect":
+        for task in args.tasks or TASKS:
+            collect(task)
+    else:
+        write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The study's configs are runs that the recipes accept, and its tables say what its result files do."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import TASKS, ablations, final, grid
+from benchmarks.study_report import fill, result_table
+from components.evaluation import check_evaluation
+from components.training import check_recipe, load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_run_is_one_that_the_recipe_accepts_and_has_a_folder_of_its_own(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = final(TASKS) + ablations(TASKS)
+    for run in runs:
+        check_recipe(load_config(run.config, run.overrides))
+    assert len({run.output_dir for run in runs}) == len(runs)
+
+
+def test_the_best_half_run_is_continued_by_the_final_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    halves = {run.output_dir: run.max_steps for run in grid(TASKS)}
+    for run in final(TASKS):
+        if run.overrides == ("seed=1",) and run.config.stem != "sft_long":
+            assert halves[run.output_dir] * 2 == run.max_steps
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluations_are_accepted(task, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check_evaluation(load_config(f"configs/study/{task}/evaluate.yaml"))
+
+
+def test_a_table_is_bold_where_the_intervals_of_all_seeds_agree():
+    def estimate(value, difference, low, high):
+        return {
+            "value": value,
+            "interval": [value - 1, value + 1],
+            "difference": difference,
+            "difference_interval": [low, high],
+        }
+
+    metrics = {
+        "base": estimate(2.0, 0.0, 0.0, 0.0),
+        "sft_seed_1": estimate(1.5, -0.5, -0.6, -0.4),
+        "sft_seed_2": estimate(1.7, -0.3, -0.4, -0.2),
+        "ebft_0_seed_1": estimate(1.9, -0.1, -0.2, -0.01),
+        "ebft_0_seed_2": estimate(2.1, 0.1, -0.1, 0.3),
+    }
+    measures = {
+        "cross_entropy": {"metrics": {"cross_entropy": metrics}},
+        "calibration": {"metrics": {"feature_matching_loss_unbiased/8": metrics}},
+    }
+    lines = result_table("code", {"measures": measures}).splitlines()
+    assert lines[2].startswith("| untuned | 2.000 (1.000 to 3.000) |")
+    assert lines[3].startswith("| SFT, same sequences | 1.600 (**-0.500, -0.300**) |")
+    assert lines[4].startswith("| EBFT, gamma 0 | 2.000 (-0.100, +0.100) |")
+    assert len(lines) == 5
+    page = "a\n<!-- study: code -->\nold\n<!-- end -->\nb\n<!-- study: other -->\nkept\n<!-- end -->\n"
+    assert fill(page, {"code": "new"}) == page.replace("old", "new")
