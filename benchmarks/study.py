@@ -1,13 +1,13 @@
 """Runs the study of docs/study.md, in pieces: every run goes on where it was stopped, and what is done is not done again.
 
-    python -m benchmarks.study grid translation --minutes 100    # every arm at every learning rate, seed 1
+    python -m benchmarks.study grid translation --minutes 100    # half of every arm at every learning rate, seed 1
     python -m benchmarks.study choose translation                # which of them was best, to be written into its YAML
-    python -m benchmarks.study final translation                 # every arm as its YAML says, further seeds
+    python -m benchmarks.study final translation                 # every arm as its YAML says: the other half, further seeds
     python -m benchmarks.study ablations --minutes 100           # one change at a time
     python -m benchmarks.study prune                             # checkpoints that are no longer needed
 
-A run is one `tune run` command, on a core of its own. Beside what the recipe writes stands ``cpu_seconds.json``: what the
-pieces took, with start and validation.
+A run is one `tune run` command, on a core of its own. Beside its folder stand ``.log``, its output, and ``.json``: the seconds of
+processor time that its pieces took, with start and validation.
 """
 
 import argparse
@@ -47,19 +47,29 @@ class Run:
         """Where the config says; runs that are the same are in the same place."""
         return Path(load_config(self.config, self.overrides).output_dir)
 
+    @property
+    def record(self) -> Path:
+        """Of the processor time. The name of the folder may end in what looks like a suffix."""
+        return self.output_dir.with_name(self.output_dir.name + ".json")
+
     def finished(self) -> bool:
-        """Whether all its steps are logged and the last checkpoint is there."""
-        record = self.output_dir / "cpu_seconds.json"
-        return record.exists() and json.loads(record.read_text())["finished"]
+        """Whether all its steps were taken, and saved."""
+        return self.record.exists() and json.loads(self.record.read_text())["steps"] >= self.max_steps
+
+    @property
+    def max_steps(self) -> int:
+        """Of the config."""
+        return load_config(self.config, self.overrides).max_steps
 
 
 def grid(tasks: Sequence[str]) -> list[Run]:
-    """Every arm but the long one at every learning rate."""
+    """The first half of every arm but the long one at every learning rate; the schedule does not depend on how long a run is."""
     runs = []
     for task in tasks:
         for arm in arms(task):
             if arm.stem != "sft_long":
-                runs += [Run(arm, (f"optimizer.lr={lr}",)) for lr in LEARNING_RATES]
+                steps = load_config(arm).max_steps // 2
+                runs += [Run(arm, (f"optimizer.lr={lr}", f"max_steps={steps}")) for lr in LEARNING_RATES]
     return runs
 
 
@@ -107,8 +117,8 @@ def _work(waiting: "queue.SimpleQueue[Run]", core: int, deadline: float) -> None
 
 def execute(run: Run, core: int, deadline: float) -> None:
     """Run it on ``core`` until it ends, or tell it to save and stop at ``deadline``; note the processor time."""
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    with open(run.output_dir / "output.log", "a") as log:
+    run.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.output_dir.with_name(run.output_dir.name + ".log"), "a") as log:
         process = subprocess.Popen(
             [
                 *("taskset", "--cpu-list", str(core)),
@@ -127,13 +137,10 @@ def execute(run: Run, core: int, deadline: float) -> None:
     code = os.waitstatus_to_exitcode(status)
     steps = read_metrics(run.output_dir)
     done = steps[-1]["step"] if steps else 0
-    record = run.output_dir / "cpu_seconds.json"
-    pieces = json.loads(record.read_text())["pieces"] if record.exists() else []
+    pieces = json.loads(run.record.read_text())["pieces"] if run.record.exists() else []
     pieces.append(round(usage.ru_utime + usage.ru_stime, 1))
-    finished = code == 0 and done == load_config(run.config, run.overrides).max_steps
-    record.write_text(json.dumps({"pieces": pieces, "finished": finished}) + "\n")
-    state = "finished" if finished else f"stopped with exit code {code}"
-    print(f"{run.output_dir}: {state} at step {done}, {pieces[-1]} s of processor time", flush=True)
+    run.record.write_text(json.dumps({"pieces": pieces, "steps": done if code == 0 else 0}) + "\n")
+    print(f"{run.output_dir}: exit code {code} at step {done}, {pieces[-1]} s of processor time", flush=True)
 
 
 def choose(tasks: Sequence[str]) -> None:
