@@ -6,8 +6,8 @@
     python -m benchmarks.study ablations --minutes 100           # one change at a time
     python -m benchmarks.study prune                             # checkpoints that are no longer needed
 
-A run is one `tune run` command, on a core of its own. Beside its folder stand ``.log``, its output, and ``.json``: the seconds of
-processor time that its pieces took, with start and validation.
+A run is one `tune run` command, on a core of its own. Beside its folder stand ``.log``, its output, and ``.json``: the
+seconds of processor time that its pieces took, with start and validation.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Run:
 
 
 def grid(tasks: Sequence[str]) -> list[Run]:
-    """The first half of every arm but the long one at every learning rate; the schedule does not depend on how long a run is."""
+    """The first half of every arm but the long one at every learning rate; schedules do not depend on a run's length."""
     runs = []
     for task in tasks:
         for arm in arms(task):

@@ -185,8 +185,9 @@ def draw(task: str, results: Mapping[str, Any]) -> None:
 def fill(text: str, tables: Mapping[str, str]) -> str:
     """``text`` with every table between its marks replaced."""
     for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- study: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        marks = rf"(<!-- study: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        literal = table.replace("\\", r"\\")
+        text = re.sub(marks, rf"\g<1>{literal}\n\g<2>", text, flags=re.DOTALL)
     return text
 
 
