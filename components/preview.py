@@ -92,6 +92,13 @@ def _stand_in(cfg: DictConfig, folder: Path) -> list[str]:
     ]
 
 
+class _AnyText:
+    """In place of a tokenizer that is not here: whatever is named as a token is one."""
+
+    def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
+        return [0]
+
+
 def _build(cfg: DictConfig, missing: list[str]) -> Preview:
     tokenizer = None
     if not missing:
@@ -104,7 +111,8 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; both must come from one checkpoint"
         )
     loss = training.instantiate(cfg.loss, path="loss")
-    parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=tokenizer, device=torch.device("meta"))
+    known: Any = _AnyText() if tokenizer is None else tokenizer
+    parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=known, device=torch.device("meta"))
     _build_rest(cfg)
     found = Preview(
         cfg=cfg,
