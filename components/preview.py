@@ -78,8 +78,9 @@ def _stand_in(cfg: DictConfig, folder: Path) -> list[str]:
             if key == "checkpoint_dir" and isinstance(value, str) and not Path(value).is_dir():
                 config = known_config(value)
                 if config is not None:
-                    places.setdefault(value, str(folder / str(len(places))))
-                    write_stand_in(Path(places[value]), config)
+                    if value not in places:
+                        places[value] = str(folder / str(len(places)))
+                        write_stand_in(Path(places[value]), config)
                     node[key] = places[value]
             else:
                 visit(value)
