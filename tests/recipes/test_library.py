@@ -1,5 +1,7 @@
 """The library of configs: every one is a run that starts once model and data are here, and its header says how."""
 
+import functools
+import io
 import itertools
 import json
 import os
@@ -17,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from components.cli import known_configs
 from components.models import known_config, write_stand_in
-from components.preview import preview, show
+from components.preview import estimate, preview, show
 from components.rewards import VerifierReward
 from components.training import load_config
 
@@ -47,6 +49,12 @@ DATA = {
     "data/translation": LOCAL,
 }
 SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "</s>"]
+
+
+@functools.cache
+def config(name):
+    """Read once, as these are many."""
+    return load_config(CONFIGS[name])
 
 
 def byte_tokenizer(folder):
@@ -90,18 +98,18 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize("model", [*LARGE, *SMALL])
 def test_every_config_is_valid_on_the_meta_device(model, here):
-    """As ``ebft validate`` finds it, with data and a tokenizer at hand."""
+    """As ``ebft validate`` and ``ebft estimate`` find it, with data and a tokenizer at hand."""
     isolated = shutil.which("bwrap") is not None or "CI" in os.environ
     for name in [name for name in LIBRARY if LIBRARY[name] == model]:
         if "coding_rlvr" in name and not isolated:
             continue
-        cfg = load_config(CONFIGS[name])
+        cfg = config(name)
         checkpoint = Path(cfg.model.checkpoint_dir)
         if not checkpoint.exists():
             write_stand_in(checkpoint, known_config(checkpoint))
             byte_tokenizer(checkpoint)
         with preview(cfg) as found:
-            Console(file=open(os.devnull, "w")).print(show(found))  # noqa: SIM115
+            Console(file=io.StringIO()).print(show(found), estimate(found, ranks=8))
             assert not found.missing
             assert found.batch.tokens.shape == (cfg.batch_size, cfg.dataset.seq_len)
             reward = found.parts.training.reward
@@ -122,20 +130,21 @@ def test_a_header_names_its_own_file_and_a_recipe(name):
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_every_command_of_a_header_makes_steps_of_16_rows(name):
-    path = CONFIGS[name]
-    runs = commands(path, "tune run")
+    runs = commands(CONFIGS[name], "tune run")
     assert len(runs) == 2
     for words in runs:
-        overrides = words[words.index("--config") + 2 :]
-        cfg = load_config(path, overrides)
-        processes = int(words[words.index("--nproc_per_node") + 1])
-        assert cfg.batch_size * cfg.gradient_accumulation_steps * processes == 16
-    assert load_config(path).output_dir == f"outputs/{name}"
+        overrides = dict(word.split("=") for word in words[words.index("--config") + 2 :])
+        assert overrides.keys() <= {"batch_size", "gradient_accumulation_steps", "cpu_offload"}
+        batch_size, accumulation = (
+            int(overrides.get(key, config(name)[key])) for key in ("batch_size", "gradient_accumulation_steps")
+        )
+        assert batch_size * accumulation * int(words[words.index("--nproc_per_node") + 1]) == 16
+    assert config(name).output_dir == f"outputs/{name}"
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_a_header_gets_the_model_to_where_the_config_reads_it(name):
-    cfg = load_config(CONFIGS[name])
+    cfg = config(name)
     if name.startswith("smollm2_135m/"):
         assert commands(CONFIGS[name], "make quickstart")
         assert f"CHECKPOINT := {cfg.model.checkpoint_dir}\n" in (ROOT / "Makefile").read_text()
@@ -188,12 +197,11 @@ OF_TRANSLATION = {
     ],
 )
 def test_the_papers_runs_have_the_published_settings(name, published):
-    cfg = load_config(CONFIGS[name])
+    cfg = config(name)
     assert {key: OmegaConf.select(cfg, key) for key in published} == published
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_all_methods_of_a_task_are_validated_alike(name):
     ebft = re.sub(r"_(ebft|sft|rlvr)", "_ebft", name)
-    one, other = (OmegaConf.to_container(load_config(CONFIGS[each]).validation) for each in (name, ebft))
-    assert one == other
+    assert config(name).validation == config(ebft).validation
