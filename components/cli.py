@@ -5,7 +5,10 @@ any folder. What is not about names (processes, overrides, downloads) is torchtu
 """
 
 import argparse
+import re
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -20,9 +23,10 @@ import components
 from components.preview import estimate as estimate_table
 from components.preview import preview, show
 from components.report import report_page, rollouts_page, rollouts_table
-from components.training import load_config
+from components.training import load_config, written_out
 
 RECIPES = ("ebft", "evaluate")
+_OUTPUT_DIR = re.compile(r"^output_dir: *[^ ?]", re.MULTILINE)
 
 
 def shipped(kind: str) -> Path:
@@ -34,10 +38,19 @@ def shipped(kind: str) -> Path:
 
 
 def config_names(recipe: str) -> dict[str, Path]:
-    """The configs of a recipe by name, which is their path without the suffix. Those of ``evaluate`` are called so."""
+    """The configs of a recipe by name, which is their path without the suffix. Those of ``evaluate`` are called so.
+
+    What says no ``output_dir`` is no run: it is the ``base`` of others.
+    """
     folder = shipped("configs")
-    names = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    files = [path for path in sorted(folder.rglob("*.yaml")) if _OUTPUT_DIR.search(path.read_text(encoding="utf-8"))]
+    names = {str(path.relative_to(folder).with_suffix("")): path for path in files}
     return {name: path for name, path in names.items() if ("evaluate" in path.stem) == (recipe == "evaluate")}
+
+
+def known_configs() -> dict[str, Path]:
+    """The configs of all recipes by name."""
+    return {config: path for recipe in RECIPES for config, path in config_names(recipe).items()}
 
 
 def register() -> None:
@@ -57,9 +70,30 @@ def register() -> None:
 
 
 def find_config(name: str) -> str:
-    """The file of a config that is given by name or by path."""
-    known = {config: path for recipe in RECIPES for config, path in config_names(recipe).items()}
-    return str(known.get(name, name))
+    """The file of a config that is given by name or by path.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    path = known_configs().get(name, Path(name))
+    if not path.is_file():
+        raise ValueError(f"there is no config or file '{name}'; `ebft ls` lists the configs")
+    return str(path)
+
+
+def of_whole_configs(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """torchtune's ``cp`` or ``cat``, which know no ``base``: they get the config written out."""
+
+    def run(args: argparse.Namespace) -> None:
+        path = known_configs().get(getattr(args, "config_name", None) or args.file)
+        with tempfile.TemporaryDirectory() as folder:
+            for config in [config for recipe in registry.get_all_recipes() for config in recipe.configs]:
+                if path is not None and config.file_path == str(path):
+                    config.file_path = str(Path(folder, path.name))
+                    Path(config.file_path).write_text(written_out(path), encoding="utf-8")
+            command(args)
+
+    return run
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -94,6 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands")
     for command in (List, Run, Copy, Cat, Download):
         command.create(commands)
+    for name in ("cp", "cat"):
+        commands.choices[name].set_defaults(func=of_whole_configs(commands.choices[name].get_default("func")))
     for name, function, many in (("validate", validate, "+"), ("estimate", estimate, None)):
         own = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         own.add_argument("config", nargs=many, help="name or file")

@@ -78,8 +78,9 @@ def _stand_in(cfg: DictConfig, folder: Path) -> list[str]:
             if key == "checkpoint_dir" and isinstance(value, str) and not Path(value).is_dir():
                 config = known_config(value)
                 if config is not None:
-                    places.setdefault(value, str(folder / str(len(places))))
-                    write_stand_in(Path(places[value]), config)
+                    if value not in places:
+                        places[value] = str(folder / str(len(places)))
+                        write_stand_in(Path(places[value]), config)
                     node[key] = places[value]
             else:
                 visit(value)
@@ -90,6 +91,13 @@ def _stand_in(cfg: DictConfig, folder: Path) -> list[str]:
     return [
         f"checkpoint '{path}' is not here: its known shape was taken, its tokenizer not looked at" for path in places
     ]
+
+
+class _AnyText:
+    """In place of a tokenizer that is not here: whatever is named as a token is one."""
+
+    def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
+        return [0]
 
 
 def _build(cfg: DictConfig, missing: list[str]) -> Preview:
@@ -104,7 +112,8 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; both must come from one checkpoint"
         )
     loss = training.instantiate(cfg.loss, path="loss")
-    parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=tokenizer, device=torch.device("meta"))
+    known: Any = _AnyText() if tokenizer is None else tokenizer
+    parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=known, device=torch.device("meta"))
     _build_rest(cfg)
     found = Preview(
         cfg=cfg,

@@ -86,7 +86,7 @@ def estimate_memory(
 
     attention = decoder.layers[0].attn
     depth, width, vocabulary = len(decoder.layers), attention.embed_dim, decoder.tok_embeddings.num_embeddings
-    mlp = decoder.layers[0].mlp.w1.out_features
+    mlp = len(decoder.layers[0].mlp.w1.weight)
     tokens = step.sequences * step.packed_tokens
     layer = tokens * (11 * width + 4 * mlp) * e
     kept = depth * (tokens * width * e if activation_checkpointing else layer)

@@ -1,7 +1,15 @@
 """What recipes share: configuration, processes, checkpoints, schedules, metrics."""
 
 from components.training.checkpoint import CheckpointError, HFCheckpointer
-from components.training.config import check_keys, diff_configs, load_config, parse_args, plain_values, save_config
+from components.training.config import (
+    check_keys,
+    diff_configs,
+    load_config,
+    parse_args,
+    plain_values,
+    save_config,
+    written_out,
+)
 from components.training.distributed import (
     clip_grad_norm,
     gather,
@@ -92,4 +100,5 @@ __all__ = [
     "total",
     "validate_config",
     "warmup_then",
+    "written_out",
 ]

@@ -7,6 +7,8 @@ keys there are is for each recipe to say (``components.training.schema``).
 
 import argparse
 import difflib
+import itertools
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +49,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a YAML file and apply overrides in their order. References are followed when used: a recipe may set keys too.
 
     A file that begins with ``base: other.yaml`` (a path from its own folder) changes that file: mappings are merged key by key,
-    but a node with another ``_component_`` replaces the base's as a whole. References are followed in the result.
+    but a node with another ``_component_`` replaces the base's as a whole. ``base`` may be a list, of which each file changes
+    those before it. References are followed in the result.
 
     Args:
         path: of the file; later errors about the config name it.
@@ -72,6 +75,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise ValueError(f"{where}: {_sentence(error)}") from error
     OmegaConf.get_cache(cfg)["config_file"] = str(path)  # no key of the config, and yet copied with it
     return cfg
+
+
+def written_out(path: str | Path) -> str:
+    """The text of a config file that needs no other: itself, or, if it has a ``base``, its opening comment and all keys merged.
+
+    Raises:
+        ValueError: the file or its base cannot be read, see :func:`load_config`.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if not re.search(r"^base:", text, re.MULTILINE):
+        return text
+    comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    note = "#\n# Written out with its bases, whose comments give the reasons for the values.\n\n"
+    return comment + note + OmegaConf.to_yaml(load_config(path))
 
 
 def check_keys(cfg: DictConfig, allowed: Collection[str], *, required: Collection[str] = (), path: str = "") -> None:
@@ -125,9 +142,15 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    if not isinstance(base, str):
-        raise ValueError(f"base is {base!r}; give the path of a YAML file, from the folder of this one")
-    return _merge(_read((path.parent / base).resolve(), (*above, path.resolve())), values)
+    files = base if isinstance(base, list) else [base]
+    if not files or not all(isinstance(file, str) for file in files):
+        raise ValueError(
+            f"base is {base!r}; give the path of a YAML file, from the folder of this one, or a list of them"
+        )
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged = _merge(merged, _read((path.parent / file).resolve(), (*above, path.resolve())))
+    return _merge(merged, values)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

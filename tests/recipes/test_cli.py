@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
-from components.cli import RECIPES, build_parser, config_names
+from components.cli import RECIPES, build_parser, config_names, known_configs
 from components.training import load_config
 from tests.recipes.test_ebft import QUICKSTART, material, overrides  # noqa: F401
 
@@ -49,10 +50,34 @@ def test_what_is_listed_can_be_copied_and_is_what_is_shipped(tmp_path):
     assert (tmp_path / "mine.py").read_text() == (QUICKSTART.parents[1] / "recipes" / "ebft.py").read_text()
 
 
-def test_every_config_belongs_to_one_recipe_and_loads():
-    files = [path for recipe in RECIPES for path in config_names(recipe).values()]
-    assert sorted(files) == sorted(QUICKSTART.parent.rglob("*.yaml"))
-    assert all(load_config(path) for path in files)
+def test_a_config_with_bases_is_copied_whole(tmp_path):
+    name = "qwen2_5_1_5b/coding_ebft"
+    copied = ebft("cp", name, "mine.yaml", cwd=tmp_path)
+    assert copied.returncode == 0, copied.stderr
+    assert load_config(tmp_path / "mine.yaml") == load_config(known_configs()[name])
+    shown = ebft("cat", name, cwd=tmp_path).stdout
+    assert load_config(tmp_path / "mine.yaml") == OmegaConf.create(shown)
+
+
+def test_every_file_is_a_config_of_one_recipe_or_a_part_of_configs_without_output():
+    configs = [path for recipe in RECIPES for path in config_names(recipe).values()]
+    assert len(configs) == len(set(configs))
+    assert all("output_dir" in load_config(path) for path in configs)
+    parts = set(QUICKSTART.parent.rglob("*.yaml")) - set(configs)
+    assert {"common", "coding", "ebft", "qwen2_5_1_5b"} <= {path.stem for path in parts}
+    assert all(OmegaConf.load(path).get("output_dir", "???") == "???" for path in parts)
+
+
+@pytest.mark.parametrize("name", ["tasks/coding", "configs/tasks/coding.yaml", "nothing"])
+def test_what_is_no_config_is_refused_in_one_sentence(name):
+    done = ebft("validate", name, cwd=QUICKSTART.parents[1])
+    assert done.returncode == 1
+    named = "output_dir: this key is missing" if name.endswith(".yaml") else f"there is no config or file '{name}'"
+    assert done.stderr.splitlines()[-1].startswith(f"error: {named}")
+    assert "Traceback" not in done.stderr
+    done = ebft("run", "ebft", "--config", name, cwd=QUICKSTART.parents[1])
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
 
 
 def test_help_speaks_of_ebft_and_not_of_tune():

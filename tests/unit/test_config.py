@@ -23,6 +23,7 @@ from components.training import (
     parse_args,
     save_config,
     validate_config,
+    written_out,
 )
 
 PARTS = """
@@ -622,16 +623,52 @@ def test_a_file_changes_its_base_key_by_key(tmp_path):
     }
 
 
+SCALARS = st.integers(0, 3) | st.sampled_from(["x", "y"])
+MAPPINGS = st.dictionaries(
+    st.sampled_from("abc"), SCALARS | st.dictionaries(st.sampled_from("abc"), SCALARS, max_size=2), max_size=3
+)
+
+
+@given(files=st.lists(MAPPINGS, min_size=1, max_size=4), own=MAPPINGS)
+def test_a_list_of_bases_is_a_chain_of_single_ones(files, own):
+    """Each file of the list changes those before it, as if it named them as its base."""
+    for number, values in enumerate([*files, own]):
+        chained = {"base": f"chain_{number - 1}.yaml"} if number else {}
+        Path(f"chain_{number}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(chained | values)))
+        Path(f"part_{number}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    bases = [f"part_{number}.yaml" for number in range(len(files))]
+    Path("listed.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({"base": bases} | own)))
+    assert load_config("listed.yaml") == load_config(f"chain_{len(files)}.yaml")
+
+
+def test_a_config_with_bases_is_written_out_as_one_that_needs_no_other_file(tmp_path):
+    (tmp_path / "part.yaml").write_text("# why 1\nseed: 1\nlr: 1.0e-06\n")
+    alone, based = tmp_path / "alone.yaml", tmp_path / "based.yaml"
+    alone.write_text("# alone\nseed: 2  # why 2\n")
+    based.write_text("# of two\n#   tune run\nbase: [part.yaml, alone.yaml]\noutput_dir: out/${seed}\n")
+    assert written_out(alone) == alone.read_text()
+    copy = tmp_path / "elsewhere" / "copy.yaml"
+    copy.parent.mkdir()
+    copy.write_text(written_out(based))
+    assert copy.read_text().startswith("# of two\n#   tune run\n#\n# Written out with its bases")
+    assert load_config(copy) == load_config(based)
+    assert copy.read_text().endswith("\nseed: 2\nlr: 1.0e-06\noutput_dir: out/${seed}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("base: nowhere.yaml\n", "base: there is no file"),
         ("base: mine.yaml\n", "base leads back to"),
-        ("base: [a.yaml]\n", "base is ['a.yaml']; give the path of a YAML file"),
+        ("base: [nowhere.yaml]\n", "base: there is no file"),
+        ("base: [other.yaml, mine.yaml]\n", "base leads back to"),
+        ("base: []\n", "base is []; give the path of a YAML file, from the folder of this one, or a list of them"),
+        ("base: [other.yaml, 1]\n", "base is ['other.yaml', 1]; give the path of a YAML file"),
     ],
 )
 def test_a_base_that_cannot_be_read(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
+    (tmp_path / "other.yaml").write_text("seed: 1\n")
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(path)

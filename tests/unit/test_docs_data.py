@@ -62,4 +62,4 @@ def test_a_snippet_gives_rows(number, tokenizer, tmp_path, monkeypatch):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 6
