@@ -210,7 +210,7 @@ def memory_of(found: Preview, *, ranks: int = 1) -> Memory:
         ranks=ranks,
         shard_network=getattr(network, "shard", False),
         activation_checkpointing=cfg.get("activation_checkpointing", False),
-        asynchronous_saving=cfg.checkpointer.get("asynchronous", False) and cfg.device == "cpu",
+        asynchronous_saving=cfg.checkpointer.get("asynchronous", True) and cfg.device == "cpu",
     )
 
 
