@@ -2,8 +2,8 @@
 
     python -m benchmarks.estimates outputs/quickstart outputs/study/translation/ebft_003/lr_3e-05_seed_1
 
-Each run's own ``config.yaml`` is estimated and compared with the largest ``peak_memory_gib`` of its ``metrics.jsonl``. For runs of
-one process on a CPU, where that is the resident memory of the process.
+Each run's own ``config.yaml`` is estimated and compared with the largest ``peak_memory_gib`` of its ``metrics.jsonl``. For runs
+of one process on a CPU, where that is the resident memory of the process.
 """
 
 import argparse
