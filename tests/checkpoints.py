@@ -29,7 +29,7 @@ def write_model(directory: Path, **changes: object) -> dict:
     return config
 
 
-def write_checkpoint(directory: Path, **changes: object) -> Path:
+def write_checkpoint(directory: Path, *, eos: str = "<eos>", **changes: object) -> Path:
     """A random llama with a byte-level tokenizer that fits it."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -38,13 +38,13 @@ def write_checkpoint(directory: Path, **changes: object) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<eos>"],
+        special_tokens=[eos],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "bos_token": None}
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "bos_token": None}
     (directory / "tokenizer_config.json").write_text(json.dumps(special))
     settings = {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 0, "architectures": ["LlamaForCausalLM"]}
     write_model(directory, **(settings | changes))
