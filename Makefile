@@ -58,7 +58,7 @@ corpora: install  ## make the corpora of docs/corpora.md in data/ (needs bubblew
 
 test: lint  ## check style and types, then run all tests
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install  ## check style and types
 	@echo "lint: ruff check"
