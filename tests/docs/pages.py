@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
+    for path in [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
 )
 _BLOCK = re.compile(r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S)
 
