@@ -93,12 +93,9 @@ def estimate_memory(
     # A layer forward, again in the backward, and its gradients; logits, what is kept of them; the head's gradient.
     rows = step.sequences * (step.length + len(step.anchors) * (1 + step.samples * (step.rollout_len - 1)))
     # Measured with activation checkpointing: twice as many layers' worth, of which the heap holds some back.
-    passing = (
-        (6 if activation_checkpointing else 3) * layer
-        + 3 * _LOGITS
-        + 4 * min(KEPT_ELEMENTS, rows * vocabulary)
-        + 4 * vocabulary * width
-    )
+    passing = (6 if activation_checkpointing else 3) * layer + 3 * _LOGITS + 4 * min(KEPT_ELEMENTS, rows * vocabulary)
+    if any(p.requires_grad and p.shape == (vocabulary, width) for p in policy.parameters()):
+        passing += 4 * vocabulary * width
     cache = 2 * depth * attention.num_kv_heads * attention.head_dim * tokens * e
     numbers = sum(p.numel() for p in policy.parameters() if p not in quantized)
     # Weights gathered or cast: all of them in a rollout, two layers and the embeddings in a forward with a backward.
