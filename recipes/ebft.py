@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from tqdm import tqdm
 
 from components import evaluation, training
 from components.data import batch_loader, train_stream
@@ -53,6 +52,7 @@ class EBFTRecipe:
         """Build everything and check that it fits together; nothing in ``output_dir`` is touched before the end."""
         cfg = self.cfg
         self.device = training.start(cfg.device, timeout_minutes=cfg.get("timeout_minutes", 30))
+        training.say_warnings_once()
         training.keep_freed_memory()
         checkpoint = training.find_checkpoint(cfg)
         self.rng = training.seed_everything(cfg.seed)
@@ -171,40 +171,42 @@ class EBFTRecipe:
 
     def train(self) -> None:
         """Steps until ``max_steps`` or a signal, with validation, logging and checkpoints in between."""
-        cfg, every = self.cfg, self.cfg.get("log_every_n_steps", 1)
-        if self._validation_due():
-            self.validate()
-        bar = tqdm(
-            total=self.max_steps,
-            initial=self.steps_done,
-            desc="ebft",
-            disable=not (training.is_main() and sys.stderr.isatty()),
-        )
-        with training.Interrupt() as interrupt:
-            while self.steps_done < self.max_steps and not self.interrupted:
-                with training.phase("data", step=self.steps_done + 1):
-                    batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
-                try:
-                    metrics = self.step(batches)
-                except FloatingPointError as error:
-                    raise FloatingPointError(
-                        f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this step, "
-                        f"the newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set clip_grad_norm"
-                    ) from error
-                self.steps_done += 1
-                last, self.interrupted = self.steps_done == self.max_steps, interrupt.agreed()
-                if self.steps_done % every == 0 or last:
-                    self.log(metrics, bar)
-                bar.update()
-                if self._validation_due() and not self.interrupted:  # it may take longer than we are given
+        cfg, save_every = self.cfg, self.cfg.get("save_every_n_steps", self.max_steps)
+        pauses = {"saving": save_every}
+        if self.validation_loader is not None:
+            pauses["validation"] = cfg.validation.every_n_steps
+        with training.Progress(total=self.max_steps, done=self.steps_done, pauses=pauses) as progress:
+            if self._validation_due():
+                with progress.pause("validation"):
                     self.validate()
-                if last or self.interrupted or self.steps_done % cfg.get("save_every_n_steps", self.max_steps) == 0:
-                    self.save()
-                with training.phase("saving"):
-                    self.checkpointer.poll()
-            with training.phase("saving"):
-                self.checkpointer.wait()
-        bar.close()
+            with training.Interrupt(progress.note) as interrupt:
+                while self.steps_done < self.max_steps and not self.interrupted:
+                    with training.phase("data", step=self.steps_done + 1):
+                        batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
+                    try:
+                        metrics = self.step(batches)
+                    except FloatingPointError as error:
+                        raise FloatingPointError(
+                            f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this "
+                            f"step, the newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set "
+                            "clip_grad_norm"
+                        ) from error
+                    self.steps_done += 1
+                    last, self.interrupted = self.steps_done == self.max_steps, interrupt.agreed()
+                    logged = last or self.steps_done % cfg.get("log_every_n_steps", 1) == 0
+                    if logged:
+                        self.log(metrics)
+                    progress.advance(metrics, logged=logged)
+                    if self._validation_due() and not self.interrupted:  # it may take longer than we are given
+                        with progress.pause("validation"):
+                            self.validate()
+                    if last or self.interrupted or self.steps_done % save_every == 0:
+                        with progress.pause("saving"):
+                            self.save()
+                    with training.phase("saving"):
+                        self.checkpointer.poll()
+                with progress.pause("saving"), training.phase("saving"):
+                    self.checkpointer.wait()
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """One on-policy update (paper, algorithm 1) from the micro-batches of a step."""
@@ -306,25 +308,13 @@ class EBFTRecipe:
             numbers = ", ".join(f"{name.replace('_', ' ')} {measured[name].mean():.4f}" for name in shown)
             training.say(f"step {self.steps_done}: validation {numbers} ({time.perf_counter() - start:.0f} s)")
 
-    def log(self, metrics: dict[str, float], bar: tqdm) -> None:
-        """To ``metrics.jsonl``, the metric loggers of YAML, and the terminal."""
+    def log(self, metrics: dict[str, float]) -> None:
+        """To ``metrics.jsonl`` and the metric loggers of YAML."""
         if not training.is_main():
             return
         self.metrics_log.append(self.steps_done, metrics)
         for logger in self.loggers:
             logger.log_dict(metrics, step=self.steps_done)
-        shown = {
-            name: f"{metrics[key]:.4f}"
-            for name, key in (("reward", "reward"), ("fm", "feature_matching_loss"), ("ce", "cross_entropy"))
-            if key in metrics
-        }
-        if bar.disable:
-            training.say(
-                f"step {self.steps_done}/{self.max_steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}, "
-                f"{metrics['seconds/step']:.1f} s"
-            )
-        else:
-            bar.set_postfix(shown)
 
     # ------------------------------------------------------------------------------------------------- end
 

@@ -36,6 +36,7 @@ class EvaluationRecipe:
         """Build all measures, and check that all checkpoints are there and can be measured; none is loaded yet."""
         cfg = self.cfg
         self.device = training.start(cfg.device, timeout_minutes=cfg.get("timeout_minutes", 30))
+        training.say_warnings_once()
         training.seed_everything(cfg.seed)
         self.candidates = evaluation.find_candidates(cfg)
         with training.timed("tokenizer and measures"):

@@ -6,7 +6,6 @@ meet the same, on any number of processes.
 """
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from rich.progress import track
 from torch import Tensor
-from tqdm import tqdm
 
 from components import training
 from components.blocks import target_windows
@@ -107,8 +106,9 @@ def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.de
     rank, world_size = dist.get_rank(), dist.get_world_size()
     rng = torch.Generator().manual_seed(seed)
     found: list[tuple[str, Row]] = []
-    bar = tqdm(batches(measure, name), desc=name, leave=False, disable=not (training.is_main() and sys.stderr.isatty()))
-    for batch in training.phases(name, bar):
+    console = training.terminal()
+    shown = track(batches(measure, name), name, console=console, transient=True, disable=not console.is_interactive)
+    for batch in training.phases(name, shown):
         records = batch.records or [{}] * len(batch.tokens)
         for record, row in zip(records, measure(policy, batch.to(device), rng), strict=True):
             index = len(found) * world_size + rank

@@ -27,11 +27,12 @@ from components.training.instantiate import accepts, instantiate, validate_confi
 from components.training.interrupt import Interrupt, resume_command
 from components.training.manifest import Manifest, list_checkpoints
 from components.training.memory import keep_freed_memory, peak_memory_gib
-from components.training.messages import say, timed
+from components.training.messages import say, say_warnings_once, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
 from components.training.parts import Measuring, Parts, build_parts
 from components.training.placement import place
 from components.training.preflight import check_parts
+from components.training.progress import Progress, Trend, terminal
 from components.training.resuming import Checkpoint, check_feature_network, find_checkpoint
 from components.training.samples import (
     KeptBlock,
@@ -58,7 +59,9 @@ __all__ = [
     "Measuring",
     "MetricsLog",
     "Parts",
+    "Progress",
     "StepMetrics",
+    "Trend",
     "accepts",
     "build_parts",
     "check_feature_network",
@@ -89,12 +92,14 @@ __all__ = [
     "save_config",
     "save_rollouts",
     "say",
+    "say_warnings_once",
     "seed_everything",
     "set_rng_state",
     "shard",
     "start",
     "stop",
     "sync_gradients",
+    "terminal",
     "timed",
     "token_texts",
     "total",

@@ -4,20 +4,29 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import torch
 from omegaconf import DictConfig
 
-from components.training.distributed import is_main, total
+from components.training.distributed import total
 
 
 class Interrupt:
-    """Inside ``with Interrupt() as interrupt:`` the first SIGTERM or SIGINT is only noted; a SIGINT after it ends the process.
+    """Inside ``with Interrupt(note) as interrupt:`` the first SIGTERM or SIGINT is only noted; a SIGINT after it ends the
+    process.
 
     A signal that reaches one rank stops all: the others learn of it by :meth:`agreed`. torchrun passes on what it gets,
     and kills workers that run for longer than ``--shutdown_timeout`` (or ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, 30 s) after that.
+
+    Args:
+        note: is told what happens. It is called from the signal handler: not the logger, which may hold its lock at this
+            very moment (``Progress.note``).
     """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._tell = note
 
     def __enter__(self) -> "Interrupt":
         self._noted = False
@@ -33,10 +42,9 @@ class Interrupt:
         return bool(total(torch.tensor(int(self._noted))))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self._noted and is_main():
-            # Not the logger: it may hold its lock at this very moment.
+        if not self._noted:
             name = signal.Signals(number).name
-            os.write(2, f"{name}: stopping after this step, with a checkpoint; Ctrl-C stops at once\n".encode())
+            self._tell(f"{name}: stopping after this step, with a checkpoint; Ctrl-C stops at once")
         self._noted = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
