@@ -57,3 +57,5 @@ check_versions({name: _installed(name) for name in SUPPORTED})
 logging.getLogger("torchao").addFilter(_worth_reading)
 # torchtune's norms compute in float32 whatever dtype the weights are in; torch says so once in every bf16 run.
 warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+# The version of torchao is pinned, so what a later one drops concerns no user; it says so for every matrix.
+warnings.filterwarnings("ignore", "Config Deprecation: version 1 of ")

@@ -22,7 +22,7 @@ from torchtune._cli.run import Run
 import components
 from components.preview import estimate as estimate_table
 from components.preview import preview, show
-from components.report import report_page, rollouts_page, rollouts_table
+from components.report import report_page, report_plots, rollouts_page, rollouts_table
 from components.training import load_config, written_out
 
 RECIPES = ("ebft", "evaluate")
@@ -112,7 +112,9 @@ def estimate(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write one HTML file about one run or several: curves, changes, time, differences between configs."""
-    print(report_page(args.run, args.out or Path(args.run[0], "report.html")))
+    path = report_page(args.run, args.out or Path(args.run[0], "report.html"))
+    plots = report_plots(args.run, path.with_suffix("")) if args.png else []
+    print(path, *plots, sep="\n")
 
 
 def rollouts(args: argparse.Namespace) -> None:
@@ -141,6 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
         own.add_argument("run", nargs="+" if name == "report" else None, help="output_dir of a run")
         own.add_argument("--out", help="the file to write; by default in the (first) run's folder")
         own.set_defaults(func=function)
+    commands.choices["report"].add_argument(
+        "--png", action="store_true", help="also write the curves as PNG files, into a folder named as the page"
+    )
     commands.choices["rollouts"].add_argument("--step", type=int, help="which kept step the table shows")
     for name, each in commands.choices.items():
         each.prog = f"ebft {name}"

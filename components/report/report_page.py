@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from components.evaluation import Measured, load_summary, load_validations
-from components.report.comparison import split_curves
+from components.report.comparison import plot_comparison, split_curves
+from components.report.curves import advantage_quantiles, plot_runs
 from components.report.labels import TITLES, title
 from components.report.page import write_page
 from components.training import diff_configs, load_config, read_metrics
@@ -49,12 +50,7 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     Raises:
         ValueError: a directory is neither a run nor an evaluation, or a file in it cannot be read.
     """
-    folders = [Path(run_dir) for run_dir in run_dirs]
-    for folder in folders:
-        if not any((folder / name).is_file() for name in ("metrics.jsonl", "results.json")):
-            raise ValueError(
-                f"'{folder}' is no run and no evaluation: it has neither metrics.jsonl nor results.json; name an output_dir"
-            )
+    folders = _folders(run_dirs)
     trained = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
     names, runs = _names(trained), [_run(folder) for folder in trained]
     metrics = dict.fromkeys(key for run in runs for key in run["training"])
@@ -70,14 +66,41 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     return write_page(Path(out), "report", title=f"EBFT: {heading}", data=data | {"name": heading})
 
 
+def report_plots(run_dirs: Sequence[str | Path], directory: str | Path) -> list[Path]:
+    """The curves of :func:`report_page` as PNG files in ``directory``, those of an evaluation in a folder of its name.
+
+    Raises:
+        ValueError: a directory is neither a run nor an evaluation, or a file in it cannot be read.
+    """
+    folders, directory = _folders(run_dirs), Path(directory)
+    trained = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
+    written = plot_runs(dict(zip(_names(trained), trained, strict=True)), directory)
+    for folder in folders:
+        if (folder / "results.json").is_file():
+            written += plot_comparison(load_summary(folder), directory / folder.resolve().name)
+    return written
+
+
+def _folders(run_dirs: Sequence[str | Path]) -> list[Path]:
+    folders = [Path(run_dir) for run_dir in run_dirs]
+    for folder in folders:
+        if not any((folder / name).is_file() for name in ("metrics.jsonl", "results.json")):
+            raise ValueError(
+                f"'{folder}' is no run and no evaluation: it has neither metrics.jsonl nor results.json; name an output_dir"
+            )
+    return folders
+
+
 def _run(folder: Path) -> dict[str, Any]:
-    """What is known of one run, as plain values; a list of points is ``[step, value]`` or ``[step, value, error]``."""
+    """What is known of one run, as plain values; a list of points is ``[step, value]``, with the margin of an interval behind
+    it, or as :func:`advantage_quantiles` has it."""
     rows = read_metrics(folder)
     keys = dict.fromkeys(key for row in rows for key in row if key != "step" and not key.startswith("seconds/"))
     training = {key: [[row["step"], row[key]] for row in rows if row.get(key) is not None] for key in keys}
     validations = load_validations(folder)
     return {
         "training": {key: points for key, points in training.items() if points},
+        "advantages": advantage_quantiles(folder),
         "seconds": _seconds(rows),
         "validation": _validation(validations),
         "changes": _changes(validations),
@@ -111,13 +134,13 @@ def _seconds(rows: list[dict]) -> dict[str, float]:
 
 
 def _validation(validations: dict[int, dict[str, Measured]]) -> dict[str, list[list[float | None]]]:
-    """Means by step, each with the paired standard error of its change since the first: what the curve is read for."""
+    """Means by step, each with the margin (95%) of its paired change since the first: what the curve is read for."""
     points: dict[str, list[list[float | None]]] = {}
     first = next(iter(validations.values()), {})
     for step, measured in validations.items():
         for name, entry in measured.items():
-            error = _finite(entry.change_since(first[name]).standard_error()) if name in first else None
-            points.setdefault(name, []).append([step, _finite(entry.mean()), error])
+            margin = _finite(entry.change_since(first[name]).margin()) if name in first else None
+            points.setdefault(name, []).append([step, _finite(entry.mean()), margin])
     return points
 
 

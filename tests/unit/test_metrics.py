@@ -64,6 +64,7 @@ def test_a_paired_change_by_hand():
     change = after.change_since(before)
     assert change.mean() == 2
     assert change.standard_error() == pytest.approx(1)
+    assert change.margin() == pytest.approx(1.959964)
     assert Measured([1.0], [1]).standard_error() == math.inf
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components.cli import main
 from components.report import report_page, rollouts_page, rollouts_table
 from components.report.page import write_page
 from tests.pages import HOSTILE, write_evaluation, write_rollouts, write_run
@@ -94,14 +96,40 @@ def test_validations_are_compared_row_by_row(tmp_path):
     assert (change["first"], change["last"], change["before"], change["after"]) == (0, 6, 2.5, 2.0)
     assert change["change"] == -0.5
     assert change["error"] == pytest.approx(12**-0.5)
-    assert run["validation"]["cross_entropy"] == [[0, 2.5, 0.0], [6, 2.0, pytest.approx(12**-0.5)]]
+    # The curve has the margin of 95 %, 1.96 standard errors.
+    assert run["validation"]["cross_entropy"] == [[0, 2.5, 0.0], [6, 2.0, pytest.approx(1.959964 * 12**-0.5)]]
+
+
+def test_the_spread_of_advantages_is_that_of_the_blocks_that_count(tmp_path):
+    """Advantages -0.5, 0.5, 2, -2, 0, 0: the median is 0; sorted, 5 % is a quarter of the way from -2 to -0.5, 25 % a quarter
+    from -0.5 to 0, by five gaps. The zeros of the block that does not count would draw the quartiles in."""
+    write_rollouts(write_rollouts(write_run(tmp_path / "run"), 2), 5)
+    (run,) = data_of(report_page([tmp_path / "run"], tmp_path / "report.html"))["runs"]
+    spread = pytest.approx([0, -1.625, 1.625, -0.375, 0.375])
+    assert [(step, found) for step, *found in run["advantages"]] == [(2, spread), (5, spread)]
+
+
+def test_plots_stand_beside_the_page_if_asked(tmp_path, monkeypatch, capsys):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", shift=1.0), write_evaluation(tmp_path / "eval")]
+    write_rollouts(runs[0])
+    command = ["ebft", "report", *map(str, runs), "--out", str(tmp_path / "both.html")]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    assert capsys.readouterr().out.split() == [str(tmp_path / "both.html")]
+    monkeypatch.setattr(sys, "argv", [*command, "--png"])
+    main()
+    written = [Path(line) for line in capsys.readouterr().out.split()]
+    names = ["training.png", "validation.png", "advantages.png", "eval/heldout.png"]
+    assert written == [tmp_path / "both.html", *(tmp_path / "both" / name for name in names)]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
 
 
 def test_what_a_run_lacks_is_left_out(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
     data = data_of(report_page([tmp_path / "run"], tmp_path / "report.html"))
-    assert data["runs"] == [{"name": "run", "training": {}, "seconds": {}, "validation": {}, "changes": [], "rows": 0}]
+    empty = {"training": {}, "advantages": [], "seconds": {}, "validation": {}, "changes": [], "rows": 0}
+    assert data["runs"] == [{"name": "run"} | empty]
     assert (data["training"], data["validation"], data["evaluations"], data["differences"]) == ([], [], [], [])
 
 

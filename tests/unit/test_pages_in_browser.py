@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from components.report import report_page, rollouts_page
+from components.training import MetricsLog
 from tests.pages import HOSTILE, write_evaluation, write_rollouts, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'pages': pip install -e .[pages]")
@@ -159,7 +160,8 @@ def test_the_report_shows_curves_tables_and_values_under_the_pointer(opened):
         "Before and after",
         "Validation",
         "Training",
-        "Time of a step",
+        "Advantages",
+        "Time and memory",
         "eval: heldout",
         "Config",
     ]
@@ -178,6 +180,36 @@ def test_the_report_shows_curves_tables_and_values_under_the_pointer(opened):
     assert reward.locator(".readout").inner_text().split()[:2] == ["step", "2"]
     page.locator("#legend button").first.click()
     assert reward.locator("polyline").count() == 1
+
+
+def test_advantages_are_two_ribbons_around_their_median(opened):
+    """At step 9 of two texts -2, -0.5, 0, 0, 0.5, 2 of each: 90 % lie from -2 to 2, 50 % from -0.5 to 0.5."""
+    figure = opened("report").locator("#advantages figure")
+    assert figure.count() == 1  # of the run that kept rollouts
+    assert figure.locator(".area").count() == 2
+    areas = [shape.get_attribute("points").split() for shape in figure.locator(".area").all()]
+    wide, narrow = ([float(point.split(",")[1]) for point in area] for area in areas)
+    assert len(wide) == len(narrow) == 4  # there and back over two steps
+    assert max(wide) - min(wide) == pytest.approx(4 * (max(narrow) - min(narrow)), rel=0.01)
+    assert figure.locator(".bar").count() == 0
+    assert figure.locator(".readout").inner_text().split()[:2] == ["step", "9"]
+    assert "0 (−2.000 to 2.000)" in figure.locator(".readout").inner_text()
+
+
+def test_long_curves_have_a_running_mean_with_an_interval_and_memory_is_said(browser, tmp_path):
+    """In 100 steps the reward alternates between 0 and 1; a window of 5 on each side holds 11 of them, at step 50 six ones."""
+    log = MetricsLog(tmp_path)
+    for step in range(1, 101):
+        log.append(step, {"reward": step % 2, "seconds/step": 2.0, "peak_memory_gib": 1 + step / 100})
+    page = browser.new_page()
+    page.goto(report_page([tmp_path], tmp_path / "report.html").as_uri())
+    reward = page.locator("#training figure", has_text="reward")
+    assert reward.locator(".area").count() == 1
+    curve = page.evaluate("smooth(data.runs[0].training.reward)[49]")
+    spread = 1.96 * (11 * (6 / 11) * (5 / 11) / 10 / 11) ** 0.5
+    assert curve == pytest.approx([50, 6 / 11, 6 / 11 - spread, 6 / 11 + spread])
+    assert "2.0 s a step, 2.0 GiB at the peak" in page.inner_text("#time")
+    page.close()
 
 
 def test_reports_print_in_black_on_white(opened):

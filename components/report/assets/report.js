@@ -40,17 +40,21 @@ function tickText(value, all) {
   return value.toFixed(Math.max(0, Math.min(6, Math.ceil(-Math.log10(step) - 1e-9)))).replace("-", MINUS);
 }
 
-// Mean over a window of a twentieth of the points on each side, for curves of many noisy points.
+// Mean over a window of a twentieth of the points on each side, for curves of many noisy points, and its interval of 95%.
 function smooth(points) {
   const reach = Math.floor(points.length / 20);
   return points.map(([step], place) => {
     const window = points.slice(Math.max(0, place - reach), place + reach + 1);
-    return [step, window.reduce((sum, point) => sum + point[1], 0) / window.length];
+    const mean = window.reduce((sum, point) => sum + point[1], 0) / window.length;
+    const variance = window.reduce((sum, point) => sum + (point[1] - mean) ** 2, 0) / (window.length - 1);
+    const margin = 1.96 * Math.sqrt(variance / window.length);
+    return [step, mean, mean - margin, mean + margin];
   });
 }
 
-// `lines` are lists of [x, value], [x, value, error] or [x, value, low, high], coloured by their place; `unit` names x.
-function chart(title, lines, { unit = "step", isShown = () => true } = {}) {
+// `lines` are lists of [x, value], [x, value, margin] or [x, value, low, high, ...], coloured by their place; `unit` names x.
+// `ribbon` fills the area between each low and high instead of drawing bars.
+function chart(title, lines, { unit = "step", ribbon = false, isShown = () => true } = {}) {
   const svgBox = make("div"), readout = make("div", { class: "readout" });
   const figure = make("figure", { tabindex: 0, "aria-label": title }, make("figcaption", {}, title), svgBox, readout);
   const all = lines.map((points) => (points ?? []).filter((point) => point[1] != null));
@@ -78,14 +82,18 @@ function chart(title, lines, { unit = "step", isShown = () => true } = {}) {
     for (const { run, points } of series) {
       const path = (list) => list.map((point) => `${at(x(point[0]))},${at(y(point[1]))}`).join(" ");
       const stroke = `stroke="${colour(run)}"`, dashes = `stroke-dasharray="${dash(run)}"`;
-      const noisy = points.length > 60;
+      const noisy = points.length > 60 && !ribbon, smoothed = noisy ? smooth(points) : points;
+      const area = (from) => parts.push(`<polygon class="area" fill="${colour(run)}" points="${path(smoothed.map((p) => [p[0], p[from]]))} `
+        + `${path(smoothed.map((p) => [p[0], p[from + 1]]).reverse())}"/>`);
+      if (noisy) area(2);
+      if (ribbon) { area(2); area(4); }
       if (noisy) parts.push(`<polyline class="line faint" ${stroke} points="${path(points)}"/>`);
-      parts.push(`<polyline class="line" ${stroke} ${dashes} points="${path(noisy ? smooth(points) : points)}"/>`);
+      parts.push(`<polyline class="line" ${stroke} ${dashes} points="${path(smoothed)}"/>`);
       // Side by side, so that the intervals of several runs at one step can be told apart.
       const aside = (run - (all.length - 1) / 2) * 4;
       for (const point of points) {
-        const place = at(x(point[0]) + (high(point) > low(point) ? aside : 0));
-        if (high(point) > low(point)) {
+        const place = at(x(point[0]) + (!ribbon && high(point) > low(point) ? aside : 0));
+        if (!ribbon && high(point) > low(point)) {
           parts.push(`<line class="bar" ${stroke} x1="${place}" x2="${place}" y1="${at(y(low(point)))}" y2="${at(y(high(point)))}"/>`);
         }
         if (points.length <= 15) parts.push(`<circle r="2.8" fill="${colour(run)}" cx="${place}" cy="${at(y(point[1]))}"/>`);
@@ -182,16 +190,29 @@ function showTime() {
   const longest = Math.max(...timed.map(([run]) => total(run)));
   const tint = (phase) => `color-mix(in srgb, var(--s0) ${Math.round(100 - (80 * phases.indexOf(phase)) / Math.max(1, phases.length - 1))}%, var(--line))`;
   const bars = timed.map(([run, number]) => make("div", { class: "row" },
-    make("div", { class: "name" }, ...named(number), make("span", { class: "soft" }, `  ${shown(total(run), 1)} s a step`)),
+    make("div", { class: "name" }, ...named(number), make("span", { class: "soft" }, `  ${shown(total(run), 1)} s a step${memory(run)}`)),
     make("div", { class: "stack", style: `width: ${((100 * total(run)) / longest).toFixed(1)}%` },
       ...Object.entries(run.seconds).map(([phase, seconds]) =>
         make("i", { style: `flex: ${seconds} 0 0; background: ${tint(phase)}`, title: `${phase} ${shown(seconds)} s` }))),
     make("div", { class: "parts" }, ...Object.entries(run.seconds).map(([phase, seconds]) => make("span", {},
       make("i", { style: `background: ${tint(phase)}` }), `${phase} ${shown(seconds, seconds < 1 ? 2 : 1)} s, ${shown((100 * seconds) / total(run), 0)} %`)))));
-  section("time", "Time of a step", "Mean over the logged steps; other is what no phase accounts for.", make("div", { class: "phases" }, ...bars));
+  section("time", "Time and memory", "Mean over the logged steps; other is what no phase accounts for. Memory is the largest of any step.", make("div", { class: "phases" }, ...bars));
 }
 
 const total = (run) => Object.values(run.seconds).reduce((sum, seconds) => sum + seconds, 0);
+
+function memory(run) {
+  const points = run.training.peak_memory_gib;
+  return points ? `, ${shown(Math.max(...points.map((point) => point[1])), 1)} GiB at the peak` : "";
+}
+
+function showAdvantages() {
+  const kept = data.runs.map((run, number) => [run, number]).filter(([run]) => run.advantages.length);
+  if (!kept.length) return;
+  section("advantages", "Advantages", "Of the rollouts that were kept: the median, and where the middle 50 % and 90 % of them lie.",
+    make("div", { class: "grid" }, ...kept.map(([run, number]) =>
+      chart(run.name, data.runs.map((_, other) => (other === number ? run.advantages : [])), { ribbon: true }))));
+}
 
 function bounds(interval, digits, sign) {
   return interval ? `${shown(interval[0], digits, sign)} to ${shown(interval[1], digits, sign)}` : "–";
@@ -246,8 +267,9 @@ function showCurves(kind, heading, note) {
 }
 
 showChanges();
-showCurves("validation", "Validation", "Bars are standard errors of the change since the first validation.");
-showCurves("training", "Training", "Of each step's own batch. Curves of more than 60 points are drawn faint, with their running mean.");
+showCurves("validation", "Validation", "Bars are intervals of 95 % of the change since the first validation, row by row.");
+showCurves("training", "Training", "Of each step's own batch. Curves of more than 60 points are drawn faint, with their running mean and its interval of 95 %.");
+showAdvantages();
 showTime();
 data.evaluations.forEach(showEvaluation);
 showDifferences();
