@@ -147,14 +147,14 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 total = 0
 for number in range(50):
     try:
-        with open(f"/tmp/fill{number}", "wb", buffering=0) as file:
+        with open(f"/tmp/ebft-disk-{number}", "wb", buffering=0) as file:
             for _ in range(50):
                 total += file.write(bytes(1 << 20))
     except OSError: pass
 print(total >> 20)
 """
     assert 8 <= int(attack(program).stdout) <= 16
-    assert not list(Path("/tmp").glob("fill*"))
+    assert not list(Path("/tmp").glob("ebft-disk-*"))
 
 
 def test_memory_that_no_limit_counts_is_refused(attack):
