@@ -108,7 +108,8 @@ def estimate_memory(
         "features": read * (8 * width + 3 * mlp) * e,
         "update": around + 4 * trained + kept + passing,
     }
-    if asynchronous_saving:
+    if asynchronous_saving:  # the copy that is written waits beside the steps
+        phases["update"] += weights + optimizer
         phases["saving"] = weights + optimizer + 2 * 4 * numbers
     return Memory(
         held={"libraries": _LIBRARIES, "weights": weights, "optimizer": optimizer, "feature network": phi},
