@@ -31,6 +31,8 @@ CONFIGS = Path("configs/study")
 TASKS = ("translation", "code", "coding")
 LEARNING_RATES = ("1e-05", "3e-05", "0.0001")
 SEEDS = (1, 2)
+# Configs that are no runs.
+PARTS = ("task", "measures", "evaluate")
 # Chosen by what the arm optimises, where validation measures it.
 CHOSEN_BY = {"sft": "cross_entropy", "sft_long": "cross_entropy"}
 
@@ -81,13 +83,16 @@ def final(tasks: Sequence[str]) -> list[Run]:
 def ablations(tasks: Sequence[str]) -> list[Run]:
     """All of ``configs/study/ablations``, with every seed."""
     return [
-        Run(config, (f"seed={seed}",)) for seed in SEEDS for config in sorted((CONFIGS / "ablations").glob("*.yaml"))
+        Run(config, (f"seed={seed}",))
+        for seed in SEEDS
+        for config in sorted((CONFIGS / "ablations").glob("*.yaml"))
+        if config.stem not in PARTS
     ]
 
 
 def arms(task: str) -> list[Path]:
     """The configs of a task that are runs."""
-    return sorted(path for path in (CONFIGS / task).glob("*.yaml") if path.stem not in ("task", "evaluate"))
+    return sorted(path for path in (CONFIGS / task).glob("*.yaml") if path.stem not in PARTS)
 
 
 def work(runs: Sequence[Run], cores: Sequence[int], minutes: float) -> bool:

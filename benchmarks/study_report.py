@@ -25,6 +25,7 @@ from components.evaluation import load_summary, load_validations
 from components.training import load_config, read_metrics
 
 RESULTS, PICTURES, PAGES = Path("docs/study"), Path("docs/pictures"), (Path("docs/study.md"), Path("README.md"))
+SECTIONS = (*TASKS, "ablations")
 CURVES = {"cross_entropy": "cross-entropy, nats per token", "feature_matching_loss": "feature-matching loss"}
 NAMES = {
     "base": "untuned",
@@ -34,6 +35,22 @@ NAMES = {
     "ebft_0": "EBFT, gamma 0",
     "ebft_003": "EBFT, gamma 0.03",
     "ebft_01": "EBFT, gamma 0.1",
+}
+ABLATIONS = {
+    "base": "untuned",
+    "reference": "EBFT, gamma 0, half a run",
+    "whitening_sample_space": "whitened by the samples' own space, as the authors' code",
+    "whitening_none": "not whitened",
+    "diversity_05": "half of the diversity term",
+    "diversity_0": "no diversity term",
+    "pooling_last_token": "last token instead of the mean",
+    "layers_middle": "the middle layer alone",
+    "rollout_len_2": "G = 2",
+    "rollout_len_8": "G = 8",
+    "stride_4": "an anchor every 4 tokens",
+    "samples_2": "n = 2",
+    "samples_8": "n = 8",
+    "int8_network": "feature network in 8 bits",
 }
 # Metrics of each task's evaluation that the table shows, with a heading and the number of decimals.
 COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
@@ -58,16 +75,13 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
 
 def collect(task: str) -> None:
     """Write what a task's runs and its evaluation found, as one small file."""
-    runs = []
-    for run in final([task]):
-        if run.finished():
-            runs.append(_run(run) | {"arm": run.config.stem})
-    tried = [_run(run) | {"arm": run.config.stem} for run in grid([task]) if run.finished()]
-    body: dict[str, Any] = {"runs": runs, "learning_rates": tried}
+    body: dict[str, Any] = {}
+    if task in TASKS:
+        for name, runs in (("runs", final([task])), ("learning_rates", grid([task]))):
+            body[name] = [_run(run) | {"arm": run.config.stem} for run in runs if run.finished()]
     evaluation = Path(load_config(f"configs/study/{task}/evaluate.yaml").output_dir)
     if (evaluation / "results.json").exists():
-        summary = load_summary(evaluation)
-        body["measures"] = summary["measures"]
+        body["measures"] = load_summary(evaluation)["measures"]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{task}.json").write_text(json.dumps(body, indent=1) + "\n")
 
@@ -94,19 +108,18 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def result_table(task: str, results: Mapping[str, Any]) -> str:
+def result_table(columns: Mapping[str, tuple[str, int]], names: Mapping[str, str], measures: Mapping[str, Any]) -> str:
     """An arm a row: the mean over seeds of every metric and of its difference to the untuned model; bold where the intervals of
     every seed leave out 0, on the same side."""
-    columns = COLUMNS[task]
     lines = [
         "| | " + " | ".join(heading for heading, _ in columns.values()) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for arm, title in NAMES.items():
+    for arm, title in names.items():
         cells = []
         for path, (_, digits) in columns.items():
             measure, metric = path.split("/", 1)
-            estimates = results["measures"][measure]["metrics"][metric]
+            estimates = measures[measure]["metrics"][metric]
             found = [estimates[name] for name in estimates if re.fullmatch(rf"{arm}(_seed_\d+)?", name)]
             if not found:
                 break
@@ -157,6 +170,24 @@ def cost_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def reward_table(results: Mapping[str, Any]) -> str:
+    """What each whole run was rewarded with, over its first and its last third; each step has texts of its own, so that the
+    spread over steps is the error. Rewards of different arms have different scales."""
+    lines = ["| arm | seed | first third | last third | change ± standard error |", "|---|---|---|---|---|"]
+    for arm, title in NAMES.items():
+        for run in results["runs"]:
+            rewards = [reward for reward in run["training_reward"] if reward is not None]
+            if run["arm"] == arm and rewards:
+                third = len(rewards) // 3
+                first, last = rewards[:third], rewards[-third:]
+                error = (statistics.variance(first) / third + statistics.variance(last) / third) ** 0.5
+                before, after = statistics.mean(first), statistics.mean(last)
+                lines.append(
+                    f"| {title} | {run['seed']} | {before:.4f} | {after:.4f} | {after - before:+.4f} ± {error:.4f} |"
+                )
+    return "\n".join(lines)
+
+
 def draw(task: str, results: Mapping[str, Any]) -> None:
     """Validation over training: the mean over seeds of each arm, with the standard error of its change."""
     figure, axes = plt.subplots(1, len(CURVES), figsize=(9, 3.2))
@@ -201,9 +232,13 @@ def write() -> None:
             tables[f"{task} rates"] = rate_table(results)
             if results["runs"]:
                 tables[f"{task} cost"] = cost_table(results)
+                tables[f"{task} rewards"] = reward_table(results)
                 draw(task, results)
             if "measures" in results:
-                tables[task] = result_table(task, results)
+                tables[task] = result_table(COLUMNS[task], NAMES, results["measures"])
+    path = RESULTS / "ablations.json"
+    if path.exists():
+        tables["ablations"] = result_table(COLUMNS["translation"], ABLATIONS, json.loads(path.read_text())["measures"])
     for page in PAGES:
         page.write_text(fill(page.read_text(), tables))
 
@@ -212,10 +247,12 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["collect", "write"])
-    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASKS)}; all by default")
+    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
     args = parser.parse_args()
+    if unknown := set(args.tasks) - set(SECTIONS):
+        parser.error(f"there is no {', '.join(unknown)}; choose of {', '.join(SECTIONS)}")
     if args.what == "collect":
-        for task in args.tasks or TASKS:
+        for task in args.tasks or SECTIONS:
             collect(task)
     else:
         write()

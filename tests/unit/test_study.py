@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import TASKS, ablations, final, grid
-from benchmarks.study_report import fill, result_table
+from benchmarks.study_report import ABLATIONS, COLUMNS, NAMES, SECTIONS, fill, result_table, reward_table
 from components.evaluation import check_evaluation
 from components.training import check_recipe, load_config
 
@@ -28,10 +28,18 @@ def test_the_best_half_run_is_continued_by_the_final_one(monkeypatch):
             assert halves[run.output_dir] * 2 == run.max_steps
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SECTIONS)
 def test_evaluations_are_accepted(task, monkeypatch):
     monkeypatch.chdir(ROOT)
     check_evaluation(load_config(f"configs/study/{task}/evaluate.yaml"))
+
+
+def test_every_ablation_is_evaluated_and_has_a_name(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    evaluated = load_config("configs/study/ablations/evaluate.yaml").checkpoints
+    assert {name.removesuffix("_seed_1") for name in evaluated} == set(ABLATIONS)
+    runs = {run.config.stem: run for run in ablations(TASKS)}
+    assert {"base", "reference"} | set(runs) == set(ABLATIONS)
 
 
 def test_a_table_is_bold_where_the_intervals_of_all_seeds_agree():
@@ -54,10 +62,20 @@ def test_a_table_is_bold_where_the_intervals_of_all_seeds_agree():
         "cross_entropy": {"metrics": {"cross_entropy": metrics}},
         "calibration": {"metrics": {"feature_matching_loss_unbiased/8": metrics}},
     }
-    lines = result_table("code", {"measures": measures}).splitlines()
+    lines = result_table(COLUMNS["code"], NAMES, measures).splitlines()
     assert lines[2].startswith("| untuned | 2.000 (1.000 to 3.000) |")
     assert lines[3].startswith("| SFT, same sequences | 1.600 (**-0.500, -0.300**) |")
     assert lines[4].startswith("| EBFT, gamma 0 | 2.000 (-0.100, +0.100) |")
     assert len(lines) == 5
     page = "a\n<!-- study: code -->\nold\n<!-- end -->\nb\n<!-- study: other -->\nkept\n<!-- end -->\n"
     assert fill(page, {"code": "new"}) == page.replace("old", "new")
+
+
+def test_rewards_of_the_first_and_the_last_third_are_compared_with_their_spread_over_steps():
+    runs = [
+        {"arm": "rlvr", "seed": 2, "training_reward": [1.0, 3.0, 9.0, 9.0, 6.0, 8.0]},
+        {"arm": "sft", "seed": 1, "training_reward": [None] * 6},
+    ]
+    lines = reward_table({"runs": runs}).splitlines()
+    # Both thirds have variance 2, hence the error sqrt(2/2 + 2/2).
+    assert lines[2:] == ["| RLVR | 2 | 2.0000 | 7.0000 | +5.0000 ± 1.4142 |"]
