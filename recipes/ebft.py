@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -175,38 +176,40 @@ class EBFTRecipe:
         pauses = {"saving": save_every}
         if self.validation_loader is not None:
             pauses["validation"] = cfg.validation.every_n_steps
-        with training.Progress(total=self.max_steps, done=self.steps_done, pauses=pauses) as progress:
+        with (
+            training.Progress(total=self.max_steps, done=self.steps_done, pauses=pauses) as progress,
+            training.Interrupt(progress.note) as interrupt,
+        ):
             if self._validation_due():
                 with progress.pause("validation"):
-                    self.validate()
-            with training.Interrupt(progress.note) as interrupt:
-                while self.steps_done < self.max_steps and not self.interrupted:
-                    with training.phase("data", step=self.steps_done + 1):
-                        batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
-                    try:
-                        metrics = self.step(batches)
-                    except FloatingPointError as error:
-                        raise FloatingPointError(
-                            f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this "
-                            f"step, the newest checkpoint in '{self.output_dir}' is good: lower optimizer.lr or set "
-                            "clip_grad_norm"
-                        ) from error
-                    self.steps_done += 1
-                    last, self.interrupted = self.steps_done == self.max_steps, interrupt.agreed()
-                    logged = last or self.steps_done % cfg.get("log_every_n_steps", 1) == 0
-                    if logged:
-                        self.log(metrics)
-                    progress.advance(metrics, logged=logged)
-                    if self._validation_due() and not self.interrupted:  # it may take longer than we are given
-                        with progress.pause("validation"):
-                            self.validate()
-                    if last or self.interrupted or self.steps_done % save_every == 0:
-                        with progress.pause("saving"):
-                            self.save()
-                    with training.phase("saving"):
-                        self.checkpointer.poll()
-                with progress.pause("saving"), training.phase("saving"):
-                    self.checkpointer.wait()
+                    self.validate(interrupt)
+            while self.steps_done < self.max_steps and not self.interrupted:
+                with training.phase("data", step=self.steps_done + 1):
+                    batches = [next(self.stream).to(self.device) for _ in range(self.accumulation)]
+                try:
+                    metrics = self.step(batches)
+                except FloatingPointError as error:
+                    raise FloatingPointError(
+                        f"step {self.steps_done + 1}, rank {dist.get_rank()}: {error}; weights were not changed by this "
+                        f"step; {training.newest_checkpoint(self.output_dir)}"
+                    ) from error
+                self.steps_done += 1
+                last, self.interrupted = self.steps_done == self.max_steps, interrupt.agreed()
+                logged = last or self.steps_done % cfg.get("log_every_n_steps", 1) == 0
+                if logged:
+                    self.log(metrics)
+                progress.advance(metrics, logged=logged)
+                if self._validation_due() and not self.interrupted:  # it may take longer than we are given
+                    with progress.pause("validation"):
+                        self.validate(interrupt)
+                if last or self.interrupted or self.steps_done % save_every == 0:
+                    with progress.pause("saving"):
+                        self.save()
+                    self.interrupted = interrupt.agreed()
+                with training.phase("saving"):
+                    self.checkpointer.poll()
+            with progress.pause("saving"), training.phase("saving"):
+                self.checkpointer.wait()
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """One on-policy update (paper, algorithm 1) from the micro-batches of a step."""
@@ -268,7 +271,7 @@ class EBFTRecipe:
         """Clip, check, step; the gradient norm before clipping."""
         norm = training.clip_grad_norm(list(self.policy.parameters()), self.cfg.get("clip_grad_norm"))
         if not math.isfinite(norm):
-            raise FloatingPointError("the gradient is not finite")
+            raise FloatingPointError("the gradient is not finite; lower optimizer.lr or set clip_grad_norm")
         self.optimizer.step()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
@@ -283,19 +286,19 @@ class EBFTRecipe:
             return False
         return self.steps_done == self.max_steps or self.steps_done % self.cfg.validation.every_n_steps == 0
 
-    def validate(self) -> None:
-        """Measure the policy on held-out rows and keep the result row by row."""
-        assert self.validation_loader is not None
+    def validate(self, interrupt: training.Interrupt) -> None:
+        """Measure the policy on held-out rows and keep the result row by row; given up if the run is to stop."""
         start = time.perf_counter()
-        batches = (batch.to(self.device) for batch in training.phases("validation", self.validation_loader))
         measured = evaluation.validate(
             self.policy,
-            batches,
+            self._held_out(interrupt),
             self.measuring.generator,
             self.measuring.feature_extractor,
             self.measuring.reward,
             seed=self.cfg.seed,
         )
+        if self.interrupted:
+            return
         measured = evaluation.merge(training.gather(measured))
         self.validated_at, self.validation_means = self.steps_done, {k: entry.mean() for k, entry in measured.items()}
         self.checkpointer.check_metrics(self.validation_means)
@@ -307,6 +310,14 @@ class EBFTRecipe:
             shown = (name for name in ("cross_entropy", "feature_matching_loss") if name in measured)
             numbers = ", ".join(f"{name.replace('_', ' ')} {measured[name].mean():.4f}" for name in shown)
             training.say(f"step {self.steps_done}: validation {numbers} ({time.perf_counter() - start:.0f} s)")
+
+    def _held_out(self, interrupt: training.Interrupt) -> Iterator[Batch]:
+        assert self.validation_loader is not None
+        for batch in training.phases("validation", self.validation_loader):
+            yield batch.to(self.device)
+            self.interrupted = interrupt.agreed()
+            if self.interrupted:
+                return
 
     def log(self, metrics: dict[str, float]) -> None:
         """To ``metrics.jsonl`` and the metric loggers of YAML."""
@@ -348,7 +359,7 @@ class EBFTRecipe:
                 if len(evaluation.load_validations(self.output_dir)) > 1:
                     Console().print(before_after(self.output_dir))
                 training.say(f"plots: {', '.join(map(str, plots))}")
-            training.say(f"checkpoint: {training.list_checkpoints(self.output_dir)[-1]}")
+            training.say(training.newest_checkpoint(self.output_dir))
         training.stop()
 
 

@@ -154,7 +154,7 @@ def _materialize_decoder(decoder: nn.Module, device: torch.device, *, cpu_offloa
         value = decoder.weights.read(name, device=device, dtype=parameter.dtype)  # type: ignore[union-attr, operator]
         if isinstance(parameter, DTensor):
             value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        if cpu_offload:
+        if cpu_offload and isinstance(value, DTensor):  # FSDP brings back its own; NF4 weights are none of them
             value = value.cpu()
         # Not assigned: FSDP and others hold on to the parameter itself.
         torch.utils.swap_tensors(parameter, nn.Parameter(value, requires_grad=parameter.requires_grad))

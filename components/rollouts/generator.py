@@ -100,7 +100,10 @@ class BlockParallelGenerator:
         logprobs = torch.stack([step.logprobs for step in drawn] + [drawn[-1].logprobs] * missing, dim=-1)
         mask = torch.stack(masks + [torch.zeros_like(masks[0])] * missing, dim=-1)
         if not bool(logprobs.isfinite().all()):
-            raise FloatingPointError("the policy's logits are not finite: its weights have diverged")
+            raise FloatingPointError(
+                "the policy's logits are not finite: its weights have diverged; go on from an earlier checkpoint with a lower "
+                "optimizer.lr"
+            )
         return Rollouts(tokens=tokens, mask=mask, anchors=positions, logprobs=logprobs)
 
     def _still_open(self, open_blocks: Tensor, tokens: Tensor) -> Tensor:

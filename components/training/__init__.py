@@ -25,7 +25,7 @@ from components.training.distributed import (
 )
 from components.training.instantiate import accepts, instantiate, validate_config
 from components.training.interrupt import Interrupt, resume_command
-from components.training.manifest import Manifest, list_checkpoints
+from components.training.manifest import Manifest, list_checkpoints, newest_checkpoint
 from components.training.memory import keep_freed_memory, peak_memory_gib
 from components.training.messages import say, say_warnings_once, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
@@ -80,6 +80,7 @@ __all__ = [
     "list_checkpoints",
     "load_config",
     "load_rollouts",
+    "newest_checkpoint",
     "parse_args",
     "peak_memory_gib",
     "phase",

@@ -37,6 +37,7 @@ from components.training.manifest import (
     Manifest,
     expendable,
     list_checkpoints,
+    newest_checkpoint,
     remove,
     step_name,
     sync,
@@ -144,8 +145,8 @@ class HFCheckpointer:
         self.wait()
         if broken := next((name for name in gather(_not_finite(policy)) if name), None):
             raise FloatingPointError(
-                f"{broken} is not finite after step {manifest.step}: nothing was saved, the newest checkpoint in "
-                f"'{self.output_dir}' is good; lower optimizer.lr or set clip_grad_norm"
+                f"{broken} is not finite after step {manifest.step}, so that nothing was saved; lower optimizer.lr or set "
+                f"clip_grad_norm; {newest_checkpoint(self.output_dir)}"
             )
         partial = self.output_dir / f".{step_name(manifest.step)}.partial"
         # Also a barrier: no rank writes before rank 0 has made room.

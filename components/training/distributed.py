@@ -162,8 +162,8 @@ def shard(
             param_dtype=parse_dtype(dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy(),
-        # With nobody to gather from, resharding between passes would only copy.
-        "reshard_after_forward": shards > 1,
+        # With nobody to gather from, resharding between passes would only copy, unless it frees the device.
+        "reshard_after_forward": shards > 1 or cpu_offload,
         "ignored_params": quantized_parameters(policy),
     }
     # Each call moves what it shards to the device: a layer at a time, so that the whole policy is never there.

@@ -14,8 +14,8 @@ from components.training.distributed import total
 
 
 class Interrupt:
-    """Inside ``with Interrupt(note) as interrupt:`` the first SIGTERM or SIGINT is only noted; a SIGINT after it ends the
-    process.
+    """Inside ``with Interrupt(note) as interrupt:`` the first SIGTERM or SIGINT is only noted; a SIGINT after it, or a SIGTERM
+    after a SIGINT, ends the process.
 
     A signal that reaches one rank stops all: the others learn of it by :meth:`agreed`. torchrun passes on what it gets,
     and kills workers that run for longer than ``--shutdown_timeout`` (or ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, 30 s) after that.
@@ -46,10 +46,15 @@ class Interrupt:
             name = signal.Signals(number).name
             self._tell(f"{name}: stopping after this step, with a checkpoint; Ctrl-C stops at once")
         self._noted = True
+        # torchrun passes on the first Ctrl-C as such and the second as SIGTERM, and its own SIGTERM once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def resume_command(cfg: DictConfig) -> str:
-    """The command line that goes on with this run."""
-    words = ["tune", "run", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), *sys.argv]
-    return shlex.join(words if cfg.get("resume") == "auto" else [*words, "resume=auto"])
+    """The command line that goes on with this run; of several nodes, without their rendezvous, which only torchrun knows."""
+    here, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    words = ["tune", "run", *([] if here == world else ["--nnodes", str(world // here)]), "--nproc_per_node", str(here)]
+    command = shlex.join([*words, *sys.argv, *([] if cfg.get("resume") == "auto" else ["resume=auto"])])
+    return command if here == world else f"{command} (on every node, with the --rdzv options it was started with)"

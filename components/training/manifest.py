@@ -96,6 +96,12 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for path in step_directories(output_dir) if (path / _NAME).is_file()]
 
 
+def newest_checkpoint(output_dir: str | Path) -> str:
+    """What can be gone on from, in a few words for people."""
+    complete = list_checkpoints(output_dir)
+    return f"newest checkpoint: {complete[-1]}" if complete else f"'{output_dir}' has no checkpoint yet"
+
+
 def step_directories(output_dir: str | Path) -> list[Path]:
     """All ``step_N`` directories of a run, complete or not, in order of their steps."""
     found = [path for path in Path(output_dir).glob("step_*") if path.name.removeprefix("step_").isdecimal()]

@@ -83,8 +83,11 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
     read = any(pair is not None and getattr(pair[1], "uses_features", True) for pair in drawn)
     if read and "feature_extractor" not in cfg:
         raise ValueError("feature_extractor: this key is missing, and the reward reads features; add it")
+    lends_network = "reference" in cfg and accepts(cfg.reference, "extractor")
+    if lends_network and "feature_extractor" not in cfg:
+        raise ValueError("feature_extractor: this key is missing, and reference uses its network; add it")
     extractor: Any = None
-    if read:
+    if read or lends_network:
         with timed("feature network"):
             extractor = build("feature_extractor")
             for part in vars(extractor).values():
@@ -101,7 +104,7 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
 
     reference = None
     if "reference" in cfg:
-        known = {"extractor": extractor} if accepts(cfg.reference, "extractor") else {}
+        known = {"extractor": extractor} if lends_network else {}
         with deferred_weights():
             reference = instantiate(cfg.reference, path="reference", **known)
         if isinstance(reference, nn.Module):

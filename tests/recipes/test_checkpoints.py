@@ -138,15 +138,33 @@ def test_sigterm_finishes_the_step_and_saves_it(phase, saved, settings, tmp_path
     assert equal(result(tmp_path / "run"), result(tmp_path / "straight"))
 
 
+def test_sigterm_gives_up_a_validation(overrides, tmp_path, run, caplog):  # noqa: F811
+    """No further step is taken, and resuming makes up for it. Before the first step there is nothing to save."""
+    settings = [*overrides, "validation.batch_size=4", "validation.every_n_steps=2"]
+    assert run([*settings, f"output_dir={tmp_path / 'straight'}"]) == (0, "")
+    for call, step, kept in ((1, 0, []), (3, 2, [0])):  # two batches a validation
+        folder = tmp_path / f"stopped_{step}"
+        part = [*settings, f"output_dir={folder}", "validation.generator=tests.signals.DuringRollouts"]
+        assert run([*part, f"validation.generator.at={call}"]) == (0, "")
+        assert f"stopped after step {step}; go on with: tune run" in caplog.text
+        assert [path.name for path in list_checkpoints(folder)] == [f"step_{step:06}"] * (step > 0)
+        assert list(load_validations(folder)) == kept
+        changed = ["validation.generator.at=0", "resume=auto", "resume_with_changes=[validation]"]
+        assert run([*part, *changed]) == (0, "")
+        assert equal(result(folder), result(tmp_path / "straight"))
+        assert load_validations(folder) == load_validations(tmp_path / "straight")
+
+
 def test_a_signal_to_one_rank_stops_all(settings, tmp_path):
     parts = ["generator=tests.signals.DuringRollouts", "generator.at=2", "generator.on_rank=1"]
     assert finish(launch(2, recipe, [*settings, *parts])) == [0, 0]
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_000002"]
 
 
-def test_a_second_ctrl_c_stops_at_once(settings, tmp_path):
-    parts = ["generator=tests.signals.DuringRollouts", "generator.at=2", "generator.names=[SIGINT,SIGINT]"]
-    assert finish(launch(1, recipe, [*settings, *parts])) == [-signal.SIGINT]
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["alone", "as torchrun passes it on"])
+def test_a_second_ctrl_c_stops_at_once(second, settings, tmp_path):
+    parts = ["generator=tests.signals.DuringRollouts", "generator.at=2", f"generator.names=[SIGINT,{second.name}]"]
+    assert finish(launch(1, recipe, [*settings, *parts])) == [-second]
     assert len(read_metrics(tmp_path / "run")) == 1
 
 

@@ -90,3 +90,13 @@ def test_a_resumed_run_goes_on_in_its_schedules(overrides, tmp_path):  # noqa: F
 def test_what_does_not_fit_together_is_refused_at_the_start(overrides, settings, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
         build([*overrides, *settings])
+
+
+def test_the_feature_network_is_the_reference_where_no_reward_reads_it(overrides):  # noqa: F811
+    """As in RLVR with a KL term."""
+    reward = ("~reward", "reward={_component_: tests.recipes.test_baselines.Copies}")
+    recipe = build([*overrides, *SHARED, *FEW, *reward, "loss.kl_coef=0.1"])
+    assert recipe.reference is not None
+    recipe.train()
+    with pytest.raises(ValueError, match="feature_extractor: this key is missing, and reference uses its network"):
+        build([*overrides, *SHARED[:1], *FEW, *reward, "loss.kl_coef=0.1", "~feature_extractor", "resume=overwrite"])
