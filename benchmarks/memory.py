@@ -2,18 +2,22 @@
 
     python -m benchmarks.memory --ranks 1
     python -m benchmarks.memory --ranks 2 --phis fp32 int8 adapter_free --rows 0
+    python -m benchmarks.memory --shape Qwen2.5-0.5B --policies lora qlora --phis fp32 adapter_free
 
 Every cell is a process (or two) of its own that takes a whole training step: bytes of weights, gradients, optimizer state
 and feature network are counted tensor by tensor, resident memory is the process's. Before that, in one process, every
 feature network reads the same rollouts of real text: cosine of its features, and correlation of the advantages, with those
-of the float32 network. All computation is float32, but for a feature network in bfloat16.
+of the float32 network. All computation is float32, but for a feature network in bfloat16. ``--shape`` measures memory
+and time of a model that is not here, with zeros for weights.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +34,7 @@ from components.data import PackedText, collate, load_text, load_tokenizer
 from components.estimate import held_bytes
 from components.features import AdapterFree, FrozenNetwork, HiddenStateFeatures, NF4WeightOnlyConfig
 from components.losses import PolicyGradientLoss
-from components.models import Policy, deferred_weights, load_decoder, load_lora_decoder
+from components.models import KNOWN, Policy, deferred_weights, load_decoder, load_lora_decoder, write_stand_in
 from components.rewards import FeatureMatchingReward
 from components.rewards.whitening import Whitening
 from components.rollouts import BlockParallelGenerator
@@ -185,7 +189,8 @@ def _advantages(drawn: list[tuple[Batch, Rollouts]], read: list[Features], white
 def run(args: argparse.Namespace, worker: list[str], world: int = 1) -> dict[str, Any] | str:
     """In processes of their own: the numbers, or the sentence with which the cell was refused."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-    command = [sys.executable, *launcher, "-m", "benchmarks.memory", *sys.argv[1:], "--worker", *worker]
+    command = [sys.executable, *launcher, "-m", "benchmarks.memory", *sys.argv[1:]]
+    command += ["--checkpoint", args.checkpoint, "--worker", *worker]
     done = subprocess.run(command, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("{"):
@@ -237,6 +242,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/SmolLM2-135M-Instruct")
+    parser.add_argument("--shape", choices=KNOWN, help="zeros in the shape of this model instead of a checkpoint")
     parser.add_argument("--data", default="data/stdlib/validation.jsonl")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
     parser.add_argument("--rows", type=int, default=12, help="of text, for the comparison of features; 0 leaves it out")
@@ -254,7 +260,11 @@ def main() -> None:
             print(json.dumps(result))
         return
     console = Console(width=None if sys.stdout.isatty() else 150)
-    report = {"fidelity": show_fidelity(args, console) if args.rows else None, "cells": show_cells(args, console)}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.shape:
+            args.checkpoint, args.rows = folder, 0
+            write_stand_in(Path(folder), KNOWN[args.shape])
+        report = {"fidelity": show_fidelity(args, console) if args.rows else None, "cells": show_cells(args, console)}
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=2)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torchtune import _recipe_registry as registry
 from torchtune._cli.cat import Cat
 from torchtune._cli.cp import Copy
@@ -96,6 +97,18 @@ def of_whole_configs(command: Callable[[argparse.Namespace], None]) -> Callable[
     return run
 
 
+def until_a_signal(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """torchtune's ``run``, ended by a signal as commands are, without a traceback: the run has said how it goes on."""
+
+    def run(args: argparse.Namespace) -> None:
+        try:
+            command(args)
+        except SignalException as stopped:
+            sys.exit(128 + stopped.sigval)
+
+    return run
+
+
 def validate(args: argparse.Namespace) -> None:
     """Build every part of each config without weights, and show the first row with its anchors."""
     for name in args.config:
@@ -132,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.create(commands)
     for name in ("cp", "cat"):
         commands.choices[name].set_defaults(func=of_whole_configs(commands.choices[name].get_default("func")))
+    commands.choices["run"].set_defaults(func=until_a_signal(commands.choices["run"].get_default("func")))
     for name, function, many in (("validate", validate, "+"), ("estimate", estimate, None)):
         own = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         own.add_argument("config", nargs=many, help="name or file")

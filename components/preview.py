@@ -206,10 +206,13 @@ def memory_of(found: Preview, *, ranks: int = 1) -> Memory:
         step=step_of(found),
         dtype=parse_dtype(cfg.dtype),
         network=network if isinstance(network, FrozenNetwork) else None,
+        reference=found.parts.reference if isinstance(found.parts.reference, nn.Module) else None,
         make_optimizer=lambda parameters: training.instantiate(cfg.optimizer, path="optimizer", params=parameters),
         ranks=ranks,
         shard_network=getattr(network, "shard", False),
         activation_checkpointing=cfg.get("activation_checkpointing", False),
+        whole_gradients=cfg.get("gradient_accumulation_steps", 1) > 1
+        and not cfg.get("reduce_every_micro_batch", False),
         asynchronous_saving=cfg.checkpointer.get("asynchronous", True) and cfg.device == "cpu",
     )
 
@@ -268,6 +271,10 @@ def _suggestion(found: Preview, memory: Memory) -> str:
         return "set activation_checkpointing to true"
     if largest in memory.phases and cfg.batch_size > 1:
         return "lower batch_size and raise gradient_accumulation_steps as much"
+    if largest == "whole gradients":
+        return "set reduce_every_micro_batch to true"
+    if largest == "reference":
+        return "let it share the feature network (components.features.NetworkReference)"
     if largest == "feature network":
         return "set feature_extractor.network.quantization, or shard it over more processes"
     if any(p.requires_grad for p in found.policy.decoder.layers[0].attn.q_proj.parameters(recurse=False)):

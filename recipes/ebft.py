@@ -109,7 +109,7 @@ class EBFTRecipe:
                 data_parallel_replicate=cfg.get("data_parallel_replicate", 1),
             )
             # Only now: it may be the policy that is read.
-            self.feature_network = parts.network.identity() if hasattr(parts.network, "identity") else None
+            self.frozen = training.frozen_weights(self.policy, parts)
             trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
             self.optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=trained)
             self.lr_scheduler = None
@@ -129,8 +129,6 @@ class EBFTRecipe:
 
     def _open_output(self, checkpoint: training.Checkpoint | None) -> None:
         """From here on the run owns ``output_dir``."""
-        if len(set(training.gather(checkpoint and checkpoint.path))) > 1:  # also: every rank has looked into it
-            raise ValueError(f"output_dir '{self.output_dir}' differs between nodes; name one that all of them share")
         if checkpoint is not None:
             with training.timed(f"resuming from {checkpoint.path}"):
                 self._restore(checkpoint)
@@ -151,7 +149,7 @@ class EBFTRecipe:
                 self.loggers.append(training.instantiate(node, path=f"metric_logger[{index}]"))
 
     def _restore(self, checkpoint: training.Checkpoint) -> None:
-        training.check_feature_network(checkpoint, self.feature_network)
+        training.check_frozen(checkpoint, self.frozen)
         # A new schedule goes on as if it had been the run's from its start.
         old_schedule = not checkpoint.new_schedule
         state = self.checkpointer.load(
@@ -238,7 +236,8 @@ class EBFTRecipe:
                 with metrics.phase("reference"):
                     reference = self.reference(batch, rollouts, temperature=self.generator.temperature)
             with metrics.phase("update"):
-                training.sync_gradients(self.policy, on=number == len(drawn))
+                reduce = number == len(drawn) or self.cfg.get("reduce_every_micro_batch", False)
+                training.sync_gradients(self.policy, on=reduce)
                 logprobs = self.policy(batch, rollouts, temperature=self.generator.temperature, with_target=True)
                 output = self.loss(logprobs, advantages, batch, rollouts, counts, reference=reference, step=step)
                 # FSDP averages gradients over ranks; the loss is already divided by the counts of all of them.
@@ -335,7 +334,7 @@ class EBFTRecipe:
             step=self.steps_done,
             config=training.plain_values(self.cfg),
             world_size=dist.get_world_size(),
-            feature_network=self.feature_network,
+            frozen=self.frozen,
             validated_at=self.validated_at,
             metrics=self.validation_means,
         )

@@ -2,6 +2,7 @@
 
 import torch
 from torch.distributed.tensor import DTensor
+from torchao.dtypes.nf4tensor import NF4Tensor
 
 from components.blocks import StridedAnchors
 from components.models import build_decoder
@@ -96,5 +97,7 @@ def target_row_by_row(decoder, batch):
 
 
 def whole(value):
-    """A copy of a tensor, gathered if it is sharded."""
+    """A copy of a tensor, gathered if it is sharded, as numbers if it is held in 4 bits."""
+    if isinstance(value, NF4Tensor):
+        return value.get_original_weight()
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()

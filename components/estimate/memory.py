@@ -56,10 +56,12 @@ def estimate_memory(
     step: Step,
     dtype: torch.dtype,
     network: nn.Module | None = None,
+    reference: nn.Module | None = None,
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = torch.optim.AdamW,
     ranks: int = 1,
     shard_network: bool = False,
     activation_checkpointing: bool = False,
+    whole_gradients: bool = False,
     asynchronous_saving: bool = False,
 ) -> Memory:
     """Memory of one rank while it trains.
@@ -69,10 +71,12 @@ def estimate_memory(
         step: of a micro-batch on one rank.
         dtype: of the computation.
         network: the feature network with weights of its own, on the meta device; None for one that has none.
+        reference: of a KL term, likewise.
         make_optimizer: tried on a small parameter, to see what it keeps for a number.
         ranks: that share the weights.
         shard_network: whether they share the network's too.
         activation_checkpointing: of the policy.
+        whole_gradients: gradient accumulation that reduces over ranks once a step.
         asynchronous_saving: a copy of what is saved waits in CPU memory (counted on a CPU alone).
     """
     e, decoder = dtype.itemsize, policy.decoder
@@ -111,10 +115,12 @@ def estimate_memory(
     if asynchronous_saving:  # the copy that is written waits beside the steps
         phases["update"] += weights + optimizer
         phases["saving"] = weights + optimizer + 2 * 4 * numbers
-    return Memory(
-        held={"libraries": _LIBRARIES, "weights": weights, "optimizer": optimizer, "feature network": phi},
-        phases=phases,
-    )
+    held = {"libraries": _LIBRARIES, "weights": weights, "optimizer": optimizer, "feature network": phi}
+    if reference is not None:
+        held["reference"] = held_bytes(reference.parameters())
+    if whole_gradients and ranks > 1:
+        held["whole gradients"] = 4 * trained * ranks
+    return Memory(held=held, phases=phases)
 
 
 def _optimizer_bytes(make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> float:

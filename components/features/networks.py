@@ -6,20 +6,24 @@ with adapters; ``components.features.average`` follows the policy.
 """
 
 import copy
-import hashlib
-from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torchao.core.config import AOBaseConfig
 from torchtune.modules import TransformerDecoder
 
 from components.blocks import PackedLayout, install
 from components.features.quantization import quantize
-from components.models import Policy, adapters_disabled, has_adapters, materialize, read_packed, use_lean_layers
+from components.models import (
+    Policy,
+    adapters_disabled,
+    has_adapters,
+    materialize,
+    read_packed,
+    use_lean_layers,
+    weights_identity,
+)
 from components.types import Batch, Rollouts
 
 
@@ -84,7 +88,7 @@ class FrozenNetwork(nn.Module):
     def identity(self) -> str:
         """A name for the weights that are read: equal if and only if they are, bit for bit. Hashed once; collective."""
         if self._identity is None:
-            self._identity = f"{type(self).__name__} {_digest(self.decoder.state_dict().items())}"
+            self._identity = f"{type(self).__name__} {weights_identity(self.decoder.state_dict().items())}"
         return self._identity
 
     def keep_layers(self, depth: int) -> None:
@@ -126,7 +130,7 @@ class AdapterFree:
     def identity(self) -> str:
         """A name for the base's weights, see :meth:`FrozenNetwork.identity`. Collective."""
         weights = self.policy.decoder.state_dict().items()
-        return f"AdapterFree {_digest((name, value) for name, value in weights if '.lora_' not in name)}"
+        return f"AdapterFree {weights_identity(entry for entry in weights if '.lora_' not in entry[0])}"
 
     def keep_layers(self, depth: int) -> None:
         """Nothing to free: the policy needs them all."""
@@ -135,25 +139,3 @@ class AdapterFree:
         """See :class:`FeatureNetwork`."""
         with adapters_disabled(self.policy):
             return self.policy.read(batch, rollouts, taps)
-
-
-def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, value in weights:
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        for plain in _plain(value):
-            # A clone, since a single number counts as contiguous whatever its stride is, and is then no bytes.
-            flat = plain.cpu().clone(memory_format=torch.contiguous_format).flatten()
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _plain(value: Tensor) -> Iterator[Tensor]:
-    """The tensors that a weight is made of: itself, gathered if it is sharded, or what torchao holds of it."""
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    if not is_traceable_wrapper_subclass(value):
-        yield value
-        return
-    for name in value.__tensor_flatten__()[0]:
-        yield from _plain(getattr(value, name))

@@ -11,6 +11,7 @@ from components.models.decoder import (
 )
 from components.models.export import write_model
 from components.models.head import KEPT_ELEMENTS
+from components.models.identity import frozen_identity, weights_identity
 from components.models.lean import use_lean_layers
 from components.models.loading import deferred_weights, load_decoder, materialize, read_weights
 from components.models.lora import (
@@ -43,6 +44,7 @@ __all__ = [
     "build_decoder",
     "deferred_weights",
     "from_hf",
+    "frozen_identity",
     "has_adapters",
     "hidden_states",
     "known_config",
@@ -58,6 +60,7 @@ __all__ = [
     "read_weights",
     "to_hf",
     "use_lean_layers",
+    "weights_identity",
     "write_adapter",
     "write_model",
     "write_stand_in",

@@ -33,7 +33,7 @@ from components.training.parts import Measuring, Parts, build_parts
 from components.training.placement import place
 from components.training.preflight import check_parts
 from components.training.progress import Progress, Trend, terminal
-from components.training.resuming import Checkpoint, check_feature_network, find_checkpoint
+from components.training.resuming import Checkpoint, check_frozen, find_checkpoint, frozen_weights
 from components.training.samples import (
     KeptBlock,
     KeptSample,
@@ -64,7 +64,7 @@ __all__ = [
     "Trend",
     "accepts",
     "build_parts",
-    "check_feature_network",
+    "check_frozen",
     "check_keys",
     "check_parts",
     "check_recipe",
@@ -73,6 +73,7 @@ __all__ = [
     "fail",
     "find_checkpoint",
     "forget_rollouts",
+    "frozen_weights",
     "gather",
     "instantiate",
     "is_main",

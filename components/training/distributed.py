@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -133,13 +133,7 @@ def shard(
     Raises:
         ValueError: a number of copies that does not divide the number of processes.
     """
-    world_size = dist.get_world_size()
-    shards, rest = divmod(world_size, data_parallel_replicate)
-    if rest:
-        raise ValueError(
-            f"data_parallel_replicate is {data_parallel_replicate}, which does not divide the {world_size} processes; "
-            "choose a divisor, such as the number of nodes"
-        )
+    shards = _shards(data_parallel_replicate)
     if compile:
         for layer in policy.decoder.layers:
             for part in (layer.mlp, layer.sa_norm, layer.mlp_norm):
@@ -147,17 +141,13 @@ def shard(
     if activation_checkpointing:
         set_activation_checkpointing(policy.decoder, auto_wrap_policy={TransformerSelfAttentionLayer})
     uncast = all(parameter.dtype == parse_dtype(dtype) for parameter in policy.parameters())
-    if world_size == 1 and uncast and not cpu_offload:
+    if dist.get_world_size() == 1 and uncast and not cpu_offload:
         # Nobody to shard over and nothing to cast: FSDP would only copy weights and gradients.
         materialize(policy, device)
         policy.to(device)
         return
-    if data_parallel_replicate == 1:
-        mesh = init_device_mesh(device.type, (shards,))
-    else:
-        mesh = init_device_mesh(device.type, (data_parallel_replicate, shards), mesh_dim_names=("replicate", "shard"))
     settings: dict[str, Any] = {
-        "mesh": mesh,
+        "mesh": device_mesh(device, data_parallel_replicate),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=parse_dtype(dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
@@ -175,8 +165,31 @@ def shard(
         register_fsdp_forward_method(policy, method)
 
 
+def device_mesh(device: torch.device, data_parallel_replicate: int) -> DeviceMesh:
+    """All ranks, as so many copies of what is sharded over the ranks of one.
+
+    Raises:
+        ValueError: a number of copies that does not divide the number of processes.
+    """
+    shards = _shards(data_parallel_replicate)
+    if data_parallel_replicate == 1:
+        return init_device_mesh(device.type, (shards,))
+    return init_device_mesh(device.type, (data_parallel_replicate, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def _shards(copies: int) -> int:
+    shards, rest = divmod(dist.get_world_size(), copies)
+    if rest:
+        raise ValueError(
+            f"data_parallel_replicate is {copies}, which does not divide the {dist.get_world_size()} processes; choose a "
+            "divisor, such as the number of nodes"
+        )
+    return shards
+
+
 def sync_gradients(policy: Policy, *, on: bool) -> None:
-    """Whether the next backward reduces gradients over ranks: only that of a step's last micro-batch needs to."""
+    """Whether the next backward reduces gradients over ranks. Only that of a step's last micro-batch needs to; until then
+    every rank holds whole gradients of all that is trained, in float32."""
     if isinstance(policy, FSDPModule):
         policy.set_requires_gradient_sync(on)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig
 
 from components.training.distributed import total
@@ -36,6 +37,9 @@ class Interrupt:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if exception[0] is not None and dist.get_world_size() > 1:
+            # Once one process is gone the launcher sends it to the others, and would cut short what they have to say.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop. Collective; to be called between steps."""

@@ -25,7 +25,7 @@ class Manifest:
         step: optimizer steps done.
         config: the run's, as plain values with references followed.
         world_size: number of processes that wrote it.
-        feature_network: its ``identity()``, or None if it has none.
+        frozen: weights that are read and never trained: key of the config -> their identity.
         validated_at: step of the newest validation, or None before the first.
         metrics: means of that validation.
         files: path in the checkpoint -> ``{"bytes": int, "sha256": str}``; filled in by :func:`write_manifest`.
@@ -34,7 +34,7 @@ class Manifest:
     step: int
     config: dict[str, Any]
     world_size: int
-    feature_network: str | None = None
+    frozen: dict[str, str] = field(default_factory=dict)
     validated_at: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -92,7 +92,7 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
             extractor = build("feature_extractor")
             for part in vars(extractor).values():
                 if isinstance(part, nn.Module):
-                    place(part, device)
+                    place(part, device, data_parallel_replicate=cfg.get("data_parallel_replicate", 1))
     elif "feature_extractor" in cfg:
         say("feature_extractor is not built: neither training nor validation reads features")
     training, validation = (

@@ -4,6 +4,7 @@ Nodes with ``_component_`` are checked against the component's own signature (``
 """
 
 import math
+from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
@@ -26,6 +27,7 @@ REQUIRED = (
 OPTIONAL = (
     "validation",
     "gradient_accumulation_steps",
+    "reduce_every_micro_batch",
     "max_steps",
     "epochs",
     "generator",
@@ -62,7 +64,7 @@ _COUNTS = (
     "log_every_n_steps",
     "keep_rollouts_every_n_steps",
 )
-_SWITCHES = ("activation_checkpointing", "compile", "cpu_offload")
+_SWITCHES = ("activation_checkpointing", "compile", "cpu_offload", "reduce_every_micro_batch")
 _CHOICES = {
     "device": ("cpu", "cuda"),
     "dtype": ("fp32", "bf16"),
@@ -106,6 +108,12 @@ def check_recipe(cfg: DictConfig) -> None:
         for key in ("every_n_steps", "batch_size"):
             _check_count(cfg.validation, key, f"validation.{key}")
     validate_config(cfg)
+    copied, read = cfg.checkpointer.get("checkpoint_dir"), cfg.model.get("checkpoint_dir")
+    if read is not None and copied is not None and Path(copied).resolve() != Path(read).resolve():
+        raise ValueError(
+            f"checkpointer.checkpoint_dir is '{copied}' and model.checkpoint_dir '{read}': what is saved takes its "
+            "configuration, tokenizer and, under adapters, its base from there; set it to ${model.checkpoint_dir}"
+        )
     if cfg.checkpointer.get("keep_best") is not None and "validation" not in cfg:
         raise ValueError("checkpointer.keep_best needs validation, which measures it; add the key validation")
 

@@ -10,6 +10,7 @@ A process alone is not watched: there is nobody to wait for.
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -61,10 +62,19 @@ class Watchdog:
         self._arrived = time.monotonic(), Place(last.number + 1, where, last.step if step is None else step)
 
     def end(self, message: str) -> NoReturn:
-        """Leave with exit code 1, having said why if no other rank has done so. Not even pending collectives are waited for."""
+        """Leave with exit code 1, having said why if no other rank has done so. Not even pending collectives are waited for.
+
+        Whoever is first to fail may have been let down by a rank that is gone; then that is said instead.
+        """
         self._ending = True
         try:
+            self._store.set(f"present {self._rank}", "")
             first = self._store.add("failures", 1) == 1
+            if first and (dead := self._absent()):
+                message = (
+                    f"error: rank {', '.join(map(str, dead))} does not answer and left no error of its own, as a process that "
+                    f"is killed or runs out of memory; last heard of: {describe(self._places())}"
+                )
         except RuntimeError:  # the store went down with the process that held it
             first, message = True, f"error: rank {self._rank} has lost the other processes"
         if first:
@@ -91,9 +101,21 @@ class Watchdog:
                 if self._store.check(["failures"]) and not self._ending:
                     self.end("")
                 if time.monotonic() - since > 60 * self._minutes and not self._ending:
-                    self.end(f"error: no progress for {self._minutes:g} min: {describe(self._places())}")
+                    self.end(
+                        f"error: no progress for {self._minutes:g} min: {describe(self._places())} (set timeout_minutes higher "
+                        "if that takes so long)"
+                    )
             except RuntimeError:  # the store went down: its process has finished, or the launcher is ending all
                 return
+
+    def _absent(self) -> list[int]:
+        """The ranks that do not answer to a failure, as every rank's thread does at its next look."""
+        deadline = time.monotonic() + 3 * _INTERVAL
+        absent = list(range(self._world_size))
+        while absent and time.monotonic() < deadline:
+            time.sleep(_INTERVAL / 10)
+            absent = [rank for rank in absent if not self._store.check([f"present {rank}"])]
+        return absent
 
     def _places(self) -> list[Place | None]:
         keys = [f"rank {rank}" for rank in range(self._world_size)]
@@ -116,7 +138,7 @@ def describe(places: list[Place | None]) -> str:
             parts.append(f"{who} {'wait' if several else 'waits'} {place.where} of step {place.step}")
         else:
             parts.append(f"{who} {'are' if several else 'is'} still {place.where} of step {place.step}")
-    return "; ".join(parts) + " (set timeout_minutes higher if that takes so long)"
+    return "; ".join(parts)
 
 
 _watchdog: Watchdog | None = None
@@ -161,6 +183,8 @@ def fail(message: str) -> int:
     failure are its consequences.
     """
     if _watchdog is not None:
+        # The launcher sends it to the others as soon as one process is gone, before they have found out why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _watchdog.end(message)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # before there is a group, all processes of a node find the same
         print(message, file=sys.stderr)

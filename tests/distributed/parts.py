@@ -1,5 +1,7 @@
 """Components that tests name in YAML: uneven data, a policy of which little trains, and rewards that fail on one rank."""
 
+import os
+import signal
 import time
 
 import torch
@@ -62,3 +64,8 @@ class Hangs(_OnRankOne):
 class Breaks(_OnRankOne):
     def happen(self):
         raise RuntimeError("a bug on one rank")
+
+
+class IsKilled(_OnRankOne):
+    def happen(self):
+        os.kill(os.getpid(), signal.SIGKILL)

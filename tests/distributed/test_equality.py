@@ -20,8 +20,8 @@ from tests.distributed.parts import UnevenRows
 
 ROOT = Path(__file__).parents[2]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-TWO = ["all_gathers", *worker.CASES]
-FOUR = ["ebft", "replicated", "uneven"]
+FOUR = ["ebft", "replicated", "uneven", "lora", "offloaded", "sharded_in_copies"]
+TWO = [*worker.MEASURED, *worker.CASES]
 
 
 def launch(directory, out, names, *options):
@@ -45,6 +45,8 @@ def alone(tmp_path_factory):
     """Every case in one process; the directory they are in, and what they gave."""
     directory = tmp_path_factory.mktemp("equality")
     write_checkpoint(directory / "checkpoint")
+    # Matrices that 4 bits can hold.
+    write_checkpoint(directory / "wide", hidden_size=128, intermediate_size=256, num_key_value_heads=4)
     write_corpus(directory)
     start("cpu")
     results = {name: worker.train(directory, "alone", name) for name, case in worker.CASES.items() if case.like is None}
@@ -104,6 +106,12 @@ def test_a_rollout_gathers_every_weight_once_however_long_it_is(spread):
     for measured in spread(2, "all_gathers").values():
         assert measured["calls"] == measured["groups"] > 1
         assert not measured["whole"]
+
+
+def test_gradients_are_reduced_once_a_step_or_once_a_micro_batch(spread):
+    once, each = spread(2, "reductions")[False], spread(2, "reductions")[True]
+    assert once["calls"] == once["groups"] > 1
+    assert each["calls"] == 2 * each["groups"]
 
 
 def test_the_uneven_case_leaves_ranks_with_no_block_that_counts(alone):

@@ -69,11 +69,27 @@ def test_a_rank_that_breaks_ends_the_run_with_its_traceback_once(material):
     assert seconds < 60
 
 
+def test_a_rank_that_is_killed_is_named_and_nobody_elses_traceback_is_shown(material):
+    output, seconds = ends(material, "reward=tests.distributed.parts.IsKilled")
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: rank 1 does not answer and left no error of its own")
+    assert "last heard of: " in line
+    assert "train()" not in output
+    assert seconds < 60
+
+
 def test_a_mistake_that_all_ranks_find_is_said_once(material):
     output, _ = ends(material, "batch_size=1000")
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert line.startswith("error: the dataset has")
     assert 'recipes/ebft.py", line' not in output
+
+
+def test_an_output_dir_that_the_nodes_do_not_share_is_refused(material):
+    output, _ = ends(material, f"output_dir={material}/node_${{oc.env:RANK}}/run")
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert line.endswith("of rank 1 is not that of rank 0; name a folder that all nodes share")
+    assert not list(material.glob("node_*/*")) + list(material.glob("node_*/.*"))
 
 
 def test_a_mistake_found_before_there_is_a_group_is_said_by_one_process_of_a_node(monkeypatch, capsys):
@@ -86,9 +102,8 @@ def test_a_mistake_found_before_there_is_a_group_is_said_by_one_process_of_a_nod
 def test_who_waits_is_who_came_furthest():
     """Three ranks wait in the eighth place of their run, in two groups of one kind; rank 2 is still at its seventh."""
     waiting, behind = Place(8, "in 'update'", 12), Place(7, "in 'rollouts'", 12)
-    hint = " (set timeout_minutes higher if that takes so long)"
     assert describe([waiting, waiting, behind, waiting]) == (
-        "ranks 0, 1, 3 wait in 'update' of step 12; rank 2 is still in 'rollouts' of step 12" + hint
+        "ranks 0, 1, 3 wait in 'update' of step 12; rank 2 is still in 'rollouts' of step 12"
     )
-    assert describe([behind, behind]) == "ranks 0, 1 are still in 'rollouts' of step 12" + hint
-    assert describe([waiting, None]) == ("rank 0 is still in 'update' of step 12; rank 1 never started" + hint)
+    assert describe([behind, behind]) == "ranks 0, 1 are still in 'rollouts' of step 12"
+    assert describe([waiting, None]) == ("rank 0 is still in 'update' of step 12; rank 1 never started")

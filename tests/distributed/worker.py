@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from components import evaluation, training
 from components.blocks import StridedAnchors
 from components.models import Policy
-from components.rollouts import BlockParallelGenerator
+from components.rollouts import BlockParallelGenerator, NoRollouts
 from recipes.ebft import EBFTRecipe
 from tests.tiny import tiny_batch, tiny_decoder, whole
 
@@ -42,6 +42,7 @@ CASES = {
     "accumulated": Case(micro_batches=2, like="ebft"),
     "offloaded": Case(spread=("cpu_offload=true",), like="ebft"),
     "replicated": Case(spread=("data_parallel_replicate=2",), like="ebft"),
+    "reduced_at_once": Case(spread=("reduce_every_micro_batch=true",), micro_batches=2, like="ebft"),
     "resumed": Case((), like="ebft"),
     "supervised": Case(
         (
@@ -62,7 +63,25 @@ CASES = {
         ),
         like="lora",
     ),
+    "qlora": Case(
+        (
+            *("~validation", "model=components.models.load_lora_decoder", "model.quantize_base=true"),
+            *("model.apply_lora_to_mlp=true", "optimizer.lr=0.02", "model.checkpoint_dir={directory}/wide"),
+        ),
+    ),
+    "lora_offloaded": Case(
+        (
+            *("~validation", "model=components.models.load_lora_decoder", "optimizer.lr=0.1", "loss.kl_coef=0.5"),
+            *("feature_extractor.network=components.features.AdapterFree", "~feature_extractor.network.decoder"),
+            "reference={_component_: components.features.NetworkReference}",
+        ),
+        spread=("cpu_offload=true",),
+        micro_batches=2,
+    ),
     "sharded_features": Case(spread=("feature_extractor.network.shard=true",), like="ebft"),
+    "sharded_in_copies": Case(
+        spread=("feature_extractor.network.shard=true", "data_parallel_replicate=2"), like="ebft"
+    ),
     "kl": Case(
         (
             *("~validation", "loss.kl_coef=0.5", "feature_extractor.network.keep_head=true"),
@@ -105,7 +124,7 @@ def overrides(directory, out, name):
         "keep_last=2",
         f"batch_size={ROWS // world_size // micro_batches}",
         f"gradient_accumulation_steps={micro_batches}",
-        *case.settings,
+        *(setting.format(directory=directory) if "{directory}" in setting else setting for setting in case.settings),
         *(() if world_size == 1 else case.spread),
     ]
 
@@ -167,12 +186,34 @@ def all_gathers(rollout_len):
     }
 
 
+def reductions(*, at_once):
+    """How often gradients are reduced in a step of two micro-batches, and how many groups of weights there are."""
+    policy = Policy(tiny_decoder())
+    training.shard(policy, torch.device("cpu"), dtype="fp32", activation_checkpointing=False, compile=False)
+    batch = tiny_batch()
+    rollouts = NoRollouts()(policy, batch, torch.Generator())
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for last in (False, True):
+            training.sync_gradients(policy, on=last or at_once)
+            policy(batch, rollouts, temperature=1.0, with_target=True).target.sum().backward()
+    return {
+        "calls": sum(event.name == "c10d::_reduce_scatter_base_" for event in recorded.events()),
+        "groups": sum(isinstance(module, FSDPModule) for module in policy.modules()),
+    }
+
+
+MEASURED = {
+    "all_gathers": lambda: {G: all_gathers(G) for G in (1, 2, 8)},
+    "reductions": lambda: {at_once: reductions(at_once=at_once) for at_once in (False, True)},
+}
+
+
 def main():
     directory, out, *names = Path(sys.argv[1]), *sys.argv[2:]
     training.start("cpu", timeout_minutes=2)
     (directory / out).mkdir(exist_ok=True)
     for name in names:
-        result = {G: all_gathers(G) for G in (1, 2, 8)} if name == "all_gathers" else train(directory, out, name)
+        result = MEASURED[name]() if name in MEASURED else train(directory, out, name)
         if training.is_main():
             torch.save(result, directory / out / f"{name}.pt")
     training.stop()

@@ -78,7 +78,7 @@ def test_sft_needs_no_generator_reward_or_features_in_its_yaml(overrides):  # no
 def test_features_that_nothing_reads_take_no_memory(overrides):  # noqa: F811
     recipe = build([*overrides, *SFT, "~validation"])
     assert isinstance(recipe.feature_extractor, NoFeatures)
-    assert recipe.feature_network is None
+    assert not recipe.frozen
 
 
 def test_a_reward_without_features_leaves_the_network_out(overrides):  # noqa: F811

@@ -168,9 +168,10 @@ def test_a_second_ctrl_c_stops_at_once(second, settings, tmp_path):
     assert len(read_metrics(tmp_path / "run")) == 1
 
 
-def test_sigterm_to_torchrun_reaches_the_run(settings, tmp_path):
+@pytest.mark.parametrize(("command", "code"), [("tune", 1), ("ebft", 143)])
+def test_sigterm_to_torchrun_reaches_the_run(settings, tmp_path, command, code):
     """The documented command: the agent passes the signal on and waits; it is not killed before it has saved."""
-    command = [Path(sys.executable).parent / "tune", "run", "--nproc_per_node", "1", "recipes/ebft.py"]
+    command = [Path(sys.executable).parent / command, "run", "--nproc_per_node", "1", "recipes/ebft.py"]
     process = subprocess.Popen(
         [*command, "--config", "configs/quickstart.yaml", *settings, "max_steps=1000", "save_every_n_steps=1000"],
         cwd=QUICKSTART.parents[1],
@@ -184,6 +185,8 @@ def test_sigterm_to_torchrun_reaches_the_run(settings, tmp_path):
         time.sleep(0.1)
     process.terminate()
     _, text = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert ("SignalException" in text) == (code == 1)
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     step = int(checkpoint.name.removeprefix("step_"))
     assert f"stopped after step {step}; go on with: tune run --nproc_per_node 1 " in text
@@ -231,7 +234,9 @@ def test_other_weights_of_the_feature_network_are_refused(settings, material, tm
     save_file(weights, network / "model.safetensors")
     code, error = run([*settings, "max_steps=4", "resume_with_changes=[max_steps]"])
     assert code == 1
-    assert re.search(r"feature_extractor.network is FrozenNetwork \w{16}, and .*step_000002 was trained with", error)
+    assert re.search(
+        r"feature_extractor reads frozen weights FrozenNetwork \w{16}, and .*step_000002 was trained with", error
+    )
 
 
 def test_stated_changes_take_effect_from_the_next_step(settings, tmp_path, run):

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
-from torchao.dtypes.nf4tensor import NF4Tensor
 from transformers import AutoModelForCausalLM
 
 from components.models import load_lora_decoder
@@ -40,11 +39,7 @@ def overrides(tmp_path):
 
 def values(policy):
     """Copies of all weights, whole."""
-    state = policy.decoder.state_dict()
-    return {
-        name: value.get_original_weight() if isinstance(value, NF4Tensor) else whole(value)
-        for name, value in state.items()
-    }
+    return {name: whole(value) for name, value in policy.decoder.state_dict().items()}
 
 
 def train(settings):
@@ -101,6 +96,26 @@ def test_adapters_alone_are_saved_if_the_model_is_not_wanted(overrides, tmp_path
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     assert {path.name for path in checkpoint.iterdir()} == {"adapter", "state", "training_state.pt", "checkpoint.json"}
     assert train([*overrides, "max_steps=3", "resume_with_changes=[max_steps]"])
+
+
+def test_adapters_are_not_resumed_on_another_base(overrides, tmp_path):
+    settings = [*overrides, "max_steps=2", "loss.rl_coef=0", "loss.ce_coef=1"]
+    train(settings)
+    file = tmp_path / "checkpoint" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"model reads frozen weights \w{16}, and .*step_000002 was trained with \w{16}"
+    ):
+        train([*settings, "max_steps=3", "resume_with_changes=[max_steps]"])
+
+
+def test_a_checkpoint_is_of_the_model_that_trains(overrides, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"checkpointer.checkpoint_dir is '.*other' and model.checkpoint_dir '.*checkpoint'"
+    ):
+        train([*overrides, f"checkpointer.checkpoint_dir={tmp_path / 'other'}"])
 
 
 @pytest.mark.parametrize("options", [[], [QUANTIZED]], ids=["lora", "qlora"])

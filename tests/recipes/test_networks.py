@@ -79,7 +79,7 @@ def test_after_a_warm_start_features_are_those_of_the_base(short, tmp_path):
     base = next(line for line in short if line.startswith("model.checkpoint_dir")).partition("=")[2]
     run = build([*short, f"model.checkpoint_dir={tuned}", f"{NETWORK}.decoder.checkpoint_dir={base}"])
     plain = build([*short, f"output_dir={tmp_path / 'plain'}"])
-    assert run.feature_network == plain.feature_network
+    assert run.frozen == plain.frozen
     name = "decoder.layers.0.attn.q_proj.weight"
     assert not torch.equal(run.policy.state_dict()[name], plain.policy.state_dict()[name])
 

@@ -83,6 +83,22 @@ def test_a_step_has_the_anchors_of_the_config(overrides):  # noqa: F811
     assert step.packed_tokens == 48 + 4 * 5 * 7
 
 
+def test_a_reference_of_its_own_and_gradients_that_wait_are_counted(overrides):  # noqa: F811
+    reference = (
+        "reference={_component_: components.models.ReferencePolicy, decoder: {_component_: "
+        "components.models.load_decoder, checkpoint_dir: '${model.checkpoint_dir}', dtype: bf16}}"
+    )
+    settings = [*overrides, reference, "loss.kl_coef=0.1", "gradient_accumulation_steps=2"]
+    with preview(load_config(QUICKSTART, settings)) as found:
+        one, two = memory_of(found).held, memory_of(found, ranks=2).held
+    numbers = sum(p.numel() for p in found.policy.parameters())
+    assert one["reference"] == two["reference"] == 2 * numbers
+    assert "whole gradients" not in one
+    assert two["whole gradients"] == 4 * numbers
+    with preview(load_config(QUICKSTART, [*settings, "reduce_every_micro_batch=true"])) as found:
+        assert "whole gradients" not in memory_of(found, ranks=2).held
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
 def test_what_is_held_is_what_real_tensors_hold(optimizer, tmp_path):
     write_model(tmp_path)
@@ -98,4 +114,5 @@ def test_what_is_held_is_what_real_tensors_hold(optimizer, tmp_path):
     assert memory.held["weights"] == held_bytes(policy.parameters())
     assert memory.held["optimizer"] == held_bytes(value for value in state if value.numel() > 1)
     assert memory.held["feature network"] == held_bytes(network.parameters())
+    assert not {"reference", "whole gradients"} & memory.held.keys()
     assert memory.peak < GIB
