@@ -11,7 +11,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,15 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def result_table(columns: Mapping[str, tuple[str, int]], names: Mapping[str, str], measures: Mapping[str, Any]) -> str:
-    """An arm a row: the mean over seeds of every metric and of its difference to the untuned model; bold where the intervals of
-    every seed leave out 0, on the same side."""
+def result_table(
+    columns: Mapping[str, tuple[str, int]],
+    names: Mapping[str, str],
+    measures: Mapping[str, Any],
+    *,
+    against: str = "base",
+) -> str:
+    """An arm a row: the mean over seeds of every metric, and each seed's difference to the arm ``against``, of the same seed if
+    there is one; bold where the intervals of every seed leave out 0, on the same side."""
     lines = [
         "| | " + " | ".join(heading for heading, _ in columns.values()) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -120,25 +126,39 @@ def result_table(columns: Mapping[str, tuple[str, int]], names: Mapping[str, str
         for path, (_, digits) in columns.items():
             measure, metric = path.split("/", 1)
             estimates = measures[measure]["metrics"][metric]
-            found = [estimates[name] for name in estimates if re.fullmatch(rf"{arm}(_seed_\d+)?", name)]
-            if not found:
+            found = _seeds(arm, estimates)
+            differences = [
+                estimates[name]["differences"][other]
+                for name in found
+                for other in _seeds(against, estimates, like=name.replace(arm, against, 1))
+                if other in estimates[name]["differences"]
+            ]
+            if not found or (arm != against and not differences):
                 break
-            cells.append(_cell(found, digits, alone=arm == "base"))
+            cells.append(_cell([estimates[name] for name in found], differences, digits))
         if cells:
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(found: Iterable[Mapping[str, Any]], digits: int, *, alone: bool) -> str:
-    estimates = list(found)
-    mean = statistics.mean(estimate["value"] for estimate in estimates)
-    if alone:
+def _seeds(arm: str, checkpoints: Iterable[str], *, like: str = "") -> list[str]:
+    """The checkpoints of an arm: the one called ``like``, if there is one."""
+    names = [name for name in checkpoints if re.fullmatch(rf"{arm}(_seed_\d+)?", name)]
+    return [like] if like in names else names
+
+
+def _cell(estimates: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], digits: int) -> str:
+    """A dash where there was nothing to measure; no interval where a mean over seeds would need one of its own."""
+    if any(each["value"] is None for each in [*estimates, *differences]):
+        return "–"
+    mean = f"{statistics.mean(estimate['value'] for estimate in estimates):.{digits}f}"
+    if not differences:
         low, high = estimates[0]["interval"]
-        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-    intervals = [estimate["difference_interval"] for estimate in estimates]
+        return f"{mean} ({low:.{digits}f} to {high:.{digits}f})" if len(estimates) == 1 else mean
+    intervals = [difference["interval"] for difference in differences]
     sure = all(low > 0 for low, _ in intervals) or all(high < 0 for _, high in intervals)
-    shown = ", ".join(f"{estimate['difference']:+.{digits}f}" for estimate in estimates)
-    return f"{mean:.{digits}f} (**{shown}**)" if sure else f"{mean:.{digits}f} ({shown})"
+    shown = ", ".join(f"{difference['value']:+.{digits}f}" for difference in differences)
+    return f"{mean} (**{shown}**)" if sure else f"{mean} ({shown})"
 
 
 def rate_table(results: Mapping[str, Any]) -> str:
@@ -236,9 +256,11 @@ def write() -> None:
                 draw(task, results)
             if "measures" in results:
                 tables[task] = result_table(COLUMNS[task], NAMES, results["measures"])
+                tables[f"{task} against SFT"] = result_table(COLUMNS[task], NAMES, results["measures"], against="sft")
     path = RESULTS / "ablations.json"
     if path.exists():
-        tables["ablations"] = result_table(COLUMNS["translation"], ABLATIONS, json.loads(path.read_text())["measures"])
+        measures = json.loads(path.read_text())["measures"]
+        tables["ablations"] = result_table(COLUMNS["translation"], ABLATIONS, measures, against="reference")
     for page in PAGES:
         page.write_text(fill(page.read_text(), tables))
 

@@ -1,9 +1,10 @@
-"""Scores one or several checkpoints by one YAML, and says how far each is from the first.
+"""Scores one or several checkpoints by one YAML, and says how far each is from the first, or from those it names.
 
     tune run --nproc_per_node 1 recipes/evaluate.py --config configs/smollm2_135m/evaluate.yaml
 
 A measure is any ``_component_`` under ``measures``; every checkpoint meets the same rows and random numbers, so that
-differences are paired. What was measured before, of the same weights under the same settings, is not measured again.
+differences are paired. What was measured before, of the same weights under the same settings by the same code, is not
+measured again.
 """
 
 import sys
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
-from components import evaluation, training
+from components import __version__, evaluation, training
 from components.evaluation import Candidate, Measure, Scores
 from components.models import deferred_weights
 from components.report import comparison, plot_comparison
@@ -56,6 +57,9 @@ class EvaluationRecipe:
                 candidate.name: training.gather(candidate.fingerprint() if training.is_main() else None)[0]
                 for candidate in self.candidates
             }
+        if self.cfg.get("resume") == "overwrite" and training.is_main():
+            evaluation.forget_found(self.output_dir)
+        training.gather(None)  # nobody reads what is being removed
         self.scores: dict[str, dict[str, Scores]] = {name: {} for name in self.measures}
         for name in self.measures:
             for candidate in self.candidates:
@@ -78,6 +82,7 @@ class EvaluationRecipe:
     def _key(self, name: str, candidate: Candidate) -> dict[str, Any]:
         """All that decides what a measure finds on a checkpoint."""
         return {
+            "code": {"version": __version__, "revision": self.measures[name].REVISION},
             "checkpoint": self.fingerprints[candidate.name],
             "data": self.measures[name].dataset.fingerprint,
             "feature_network": self.networks[name],
@@ -117,9 +122,10 @@ class EvaluationRecipe:
         if not training.is_main():
             return
         resamples = self.cfg.get("resamples", 2000)
+        compare_with = list(self.cfg.get("compare_with", [self.candidates[0].name]))
         measures = {}
         for name, scores in self.scores.items():
-            estimates = evaluation.compare(scores, resamples=resamples, seed=self.cfg.seed)
+            estimates = evaluation.compare(scores, compare_with=compare_with, resamples=resamples, seed=self.cfg.seed)
             measures[name] = evaluation.summarise(next(iter(scores.values())), estimates) | {
                 "data": self.measures[name].dataset.fingerprint,
                 "notes": self.measures[name].notes,
@@ -131,6 +137,7 @@ class EvaluationRecipe:
                 | {"fingerprint": self.fingerprints[candidate.name]}
                 for candidate in self.candidates
             },
+            "compare_with": compare_with,
             "resamples": resamples,
             "measures": measures,
         }
@@ -148,16 +155,16 @@ class EvaluationRecipe:
 
 def main() -> int:
     """Run the recipe; what a user can mend is said in one sentence, without a traceback, and by one process."""
+    mistakes: tuple[type[Exception], ...] = (ValueError,)
     try:
         recipe = EvaluationRecipe(training.parse_args())
         recipe.setup()
+        mistakes = (FloatingPointError, evaluation.NothingToMeasure)
         recipe.evaluate()
         recipe.save()
         recipe.cleanup()
-    except (ValueError, FloatingPointError) as error:
-        return training.fail(f"error: {error}")
-    except Exception:
-        return training.fail(traceback.format_exc())
+    except Exception as error:
+        return training.fail(f"error: {error}" if isinstance(error, mistakes) else traceback.format_exc())
     return 0
 
 

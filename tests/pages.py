@@ -60,13 +60,15 @@ def write_rollouts(folder: Path, step: int = 1, *, rows: int = 1) -> Path:
 
 
 def write_evaluation(folder: Path) -> Path:
-    """``results.json`` of two checkpoints in nine groups: cross-entropies 2 and 3, a curve of two points, and a metric of
-    which there was nothing to measure."""
+    """``results.json`` of two checkpoints in nine groups: cross-entropies 2 and 3, a curve of four points without a value at
+    the second, and a metric of which there was nothing to measure."""
 
     def scores(value: float) -> Scores:
         means = {
             "cross_entropy": (value, 1.0),
             "loss/1": (value / 4, 1.0),
+            "loss/2": (0.0, 0.0),
+            "loss/4": (value / 4, 1.0),
             "loss/8": (value / 8, 1.0),
             "none": (0.0, 0.0),
         }
@@ -75,6 +77,8 @@ def write_evaluation(folder: Path) -> Path:
         )
 
     found = {"base": scores(2.0), HOSTILE: scores(3.0)}
-    measure = summarise(found["base"], compare(found, resamples=10, seed=0)) | {"notes": {"cross_entropy": HOSTILE}}
-    save_summary(folder, {"checkpoints": dict.fromkeys(found), "measures": {"heldout": measure}})
+    estimates = compare(found, compare_with=list(found), resamples=10, seed=0)
+    measure = summarise(found["base"], estimates) | {"notes": {"cross_entropy": HOSTILE}}
+    names = {"checkpoints": dict.fromkeys(found), "compare_with": list(found)}
+    save_summary(folder, names | {"measures": {"heldout": measure}})
     return folder

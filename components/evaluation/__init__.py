@@ -2,10 +2,25 @@
 
 from components.evaluation.calibration import Calibration, block_losses
 from components.evaluation.candidates import Candidate, check_candidates, find_candidates
-from components.evaluation.measures import CrossEntropy, Found, Measure, Row, TokenEntropy, run_measure
-from components.evaluation.results import load_scores, load_summary, save_found, save_summary, summarise
+from components.evaluation.measures import (
+    CrossEntropy,
+    Found,
+    Measure,
+    NothingToMeasure,
+    Row,
+    TokenEntropy,
+    run_measure,
+)
+from components.evaluation.results import (
+    forget_found,
+    load_scores,
+    load_summary,
+    save_found,
+    save_summary,
+    summarise,
+)
 from components.evaluation.schema import check_evaluation
-from components.evaluation.statistics import Estimate, Scores, compare, pass_at_k
+from components.evaluation.statistics import Difference, Estimate, Scores, compare, pass_at_k
 from components.evaluation.tasks import Completions, Translation
 from components.evaluation.validation import (
     Measured,
@@ -21,10 +36,12 @@ __all__ = [
     "Candidate",
     "Completions",
     "CrossEntropy",
+    "Difference",
     "Estimate",
     "Found",
     "Measure",
     "Measured",
+    "NothingToMeasure",
     "Row",
     "Scores",
     "TokenEntropy",
@@ -34,6 +51,7 @@ __all__ = [
     "check_evaluation",
     "compare",
     "find_candidates",
+    "forget_found",
     "forget_validations",
     "load_scores",
     "load_summary",

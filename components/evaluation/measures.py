@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -39,8 +39,17 @@ class Row:
     text: dict[str, Any] | None = None
 
 
+class NothingToMeasure(ValueError):
+    """A measure found nothing that counts in any row of its dataset."""
+
+
 class Measure(ABC):
     """One way to look at a policy; a ``_component_`` under ``measures``.
+
+    What was measured is kept, and counts as long as the package's version and ``REVISION`` are what they were: whoever changes
+    what a measure finds, in its own code or in what it calls, raises its number. A hash of the code in its place would measure
+    for hours again after a change of a comment or of another component, since every measure reaches most of the package.
+    What a forgotten number would let through, ``tests/golden/test_measures.py`` finds: it holds what each of ours measures.
 
     Args:
         dataset: the rows, in the order in which they are measured.
@@ -54,6 +63,8 @@ class Measure(ABC):
         combine: metrics that are no means, and how their statistics are combined (``statistics.COMBINE``).
         notes: what a reader of the numbers must know, such as a signature.
     """
+
+    REVISION: ClassVar[int] = 1
 
     def __init__(self, *, dataset: Rows, batch_size: int) -> None:
         if not hasattr(dataset, "__len__"):
@@ -101,7 +112,7 @@ def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.de
 
     Raises:
         FloatingPointError: a number that is not finite.
-        ValueError: what the measure refuses, or no row in which there was anything to measure.
+        NothingToMeasure: no metric has anything to measure in any row.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     rng = torch.Generator().manual_seed(seed)
@@ -120,8 +131,10 @@ def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.de
     for metric, statistics in sums.items():
         if not all(math.isfinite(number) for row in statistics for number in row):
             raise FloatingPointError(f"measures.{name}: {metric} is not finite; the checkpoint's weights have diverged")
-        if not any(number for row in statistics for number in row[1:]):
-            raise ValueError(f"measures.{name}: no row of its dataset has anything to measure for {metric}")
+    if not any(number for statistics in sums.values() for row in statistics for number in row[1:]):
+        raise NothingToMeasure(
+            f"measures.{name}: no row of its dataset has anything to measure ({', '.join(sums)}); give it other rows"
+        )
     return Found(
         scores=Scores(groups=[group for group, _ in rows], sums=sums, combine=measure.combine),
         texts=[row.text for _, row in rows if row.text is not None],
@@ -155,7 +168,8 @@ class TokenEntropy(Measure):
     For ``k = 1 ... G`` behind every anchor: ``entropy/k`` of the policy's distribution (at temperature 1, in nats) behind its
     own tokens before, ``entropy_sampling/k`` at the temperature it samples with, and ``cross_entropy/k`` of the ground truth
     at the same place. At temperature 1 a calibrated model's entropy stays at its cross-entropy; one that loses its way in
-    what it wrote itself rises above, one that repeats itself falls below.
+    what it wrote itself rises above, one that repeats itself falls below. Behind a stop token nothing is written: late points
+    are of fewer rollouts, or of none, and then have no value.
 
     Args:
         dataset: the rows.

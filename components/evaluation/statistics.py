@@ -6,7 +6,7 @@ resampled alike, so a difference between two of them is one of pairs.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,13 +34,28 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A metric of a checkpoint, and how far it is from the first one's; intervals are None where there is one group only."""
+class Difference:
+    """How far a metric of one checkpoint is from another's, by pairs; None as in :class:`Estimate`."""
 
-    value: float
+    value: float | None
     interval: tuple[float, float] | None
-    difference: float
-    difference_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A metric of a checkpoint.
+
+    Attributes:
+        value: None where there was nothing to measure, such as a point of a curve that no rollout reached.
+        interval: None where fewer than two groups had anything to measure.
+        groups: how many had: few of a measure's, where few rollouts reach a point.
+        differences: to each of the other checkpoints that were asked for, by name.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    groups: int
+    differences: dict[str, Difference]
 
 
 def _mean(sums: Array) -> Array:
@@ -60,11 +75,14 @@ def _sacrebleu(metric: BLEU | CHRF) -> Callable[[Array], Array]:
 COMBINE: dict[str, Callable[[Array], Array]] = {"mean": _mean, "bleu": _sacrebleu(BLEU()), "chrf": _sacrebleu(CHRF())}
 
 
-def compare(scores: Mapping[str, Scores], *, resamples: int, seed: int) -> dict[str, dict[str, Estimate]]:
-    """Every metric of every checkpoint, with bootstrap intervals of 95% (percentiles) and the paired differences to the first.
+def compare(
+    scores: Mapping[str, Scores], *, compare_with: Sequence[str], resamples: int, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    """Every metric of every checkpoint, with bootstrap intervals of 95% (percentiles) and the paired differences to some.
 
     Args:
         scores: checkpoint -> what the same measure found on the same rows.
+        compare_with: the checkpoints to which every other one's differences are wanted.
         resamples: how often groups are drawn, with replacement, as many as there are.
         seed: of the draws, which are the same for all checkpoints and metrics.
 
@@ -83,17 +101,30 @@ def compare(scores: Mapping[str, Scores], *, resamples: int, seed: int) -> dict[
         combine, columns = COMBINE[first.combine.get(metric, "mean")], slice(end - width, end)
         values = {checkpoint: float(combine(each[:, columns].sum(axis=0))) for checkpoint, each in sums.items()}
         draws = {checkpoint: combine(each[:, columns]) for checkpoint, each in drawn.items()}
-        base = next(iter(scores))
+        # Of how many groups an interval speaks: one alone would be drawn again and again, and look certain.
+        groups = {checkpoint: int(_measured(each[:, columns]).sum()) for checkpoint, each in sums.items()}
         estimates[metric] = {
             checkpoint: Estimate(
-                value=values[checkpoint],
-                interval=_interval(draws[checkpoint], first.groups),
-                difference=values[checkpoint] - values[base],
-                difference_interval=_interval(draws[checkpoint] - draws[base], first.groups),
+                value=_known(values[checkpoint]),
+                interval=_interval(draws[checkpoint], groups[checkpoint]),
+                groups=groups[checkpoint],
+                differences={
+                    other: Difference(
+                        value=_known(values[checkpoint] - values[other]),
+                        interval=_interval(draws[checkpoint] - draws[other], min(groups[checkpoint], groups[other])),
+                    )
+                    for other in compare_with
+                    if other != checkpoint
+                },
             )
             for checkpoint in scores
         }
     return estimates
+
+
+def _measured(statistics: Array) -> NDArray[np.bool_]:
+    """``[..., S] -> [...]``: where there was anything to measure, for which all but the first statistic stand."""
+    return (statistics[..., 1:] != 0).any(axis=-1)
 
 
 def _sum_by_group(scores: Scores) -> Array:
@@ -113,8 +144,12 @@ def _resample(sums: Array, resamples: int, seed: int) -> Array:
     return np.stack([count @ sums for count in counts])
 
 
-def _interval(draws: Array, groups: list[str]) -> tuple[float, float] | None:
-    if len(set(groups)) < 2:
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _interval(draws: Array, groups: int) -> tuple[float, float] | None:
+    if groups < 2:
         return None
     # A resample without anything to measure says nothing.
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

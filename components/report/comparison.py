@@ -1,6 +1,7 @@
 """What an evaluation found, to look at: a table of each measure, and plots of what is a curve."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +21,64 @@ _PANELS = {
     ("entropy_sampling", "cross_entropy"): "entropy at the sampling temperature (solid), cross-entropy (dashed)",
 }
 
-# The percentile bootstrap of fewer groups than this leaves out the truth clearly more often than it says.
-_FEW = 30
-
 # Checkpoint -> estimate, as results.json has it.
 _Estimates = Mapping[str, Mapping[str, Any]]
 
 
 def comparison(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """A table for each measure of ``results.json``: values, their intervals, and paired differences to the first checkpoint.
-    Of a curve, first and last point are shown."""
+    """Tables for each measure of ``results.json``: values, their intervals, and paired differences to the first checkpoint of
+    ``compare_with``; then one of the differences to each further one. Of a curve, first and last point are shown."""
+    first, *further = summary["compare_with"]
     for name, measure in summary["measures"].items():
         curves, metrics = split_curves(measure["metrics"])
         for curve, points in curves.items():
             for k in dict.fromkeys((min(points), max(points))):
                 metrics[f"{curve}/{k}"] = points[k]
-        few = f"\nintervals of fewer than {_FEW} groups are too narrow" if measure["groups"] < _FEW else ""
         notes = "".join(f"\n{metric}: {note}" for metric, note in measure["notes"].items())
-        first = next(iter(summary["checkpoints"]))
-        table = Table(
-            title=f"{name}: {measure['rows']} rows, {measure['groups']} groups",
-            caption=f"bootstrap intervals of {measure['level']:.0%}; differences are paired{few}{notes}",
-        )
-        table.add_column("metric", overflow="fold")
-        table.add_column("checkpoint", no_wrap=True)
-        for heading in ("value", "interval", f"minus {first}", "interval"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for metric, estimates in metrics.items():
-            for checkpoint, each in estimates.items():
-                own = f"{each['value']:.4f}", _bounds(each["interval"], sign="")
-                paired = f"{each['difference']:+.4f}", _bounds(each["difference_interval"], sign="+")
-                is_first = checkpoint == first
-                table.add_row(
-                    metric if is_first else "",
-                    checkpoint,
-                    *own,
-                    *(("", "") if is_first else paired),
-                    end_section=checkpoint == list(estimates)[-1],
-                )
-        yield table
+        title, intervals = f"{name}: {measure['rows']} rows, {measure['groups']} groups", measure["intervals"]
+        yield _table(metrics, first, with_values=True, title=title, caption=f"{intervals}{notes}")
+        for other in further:
+            yield _table(metrics, other, with_values=False, title=f"{title}, minus {other}", caption=intervals)
 
 
-def _bounds(interval: tuple[float, float] | None, *, sign: str) -> str:
-    return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+def _table(metrics: Mapping[str, _Estimates], other: str, *, with_values: bool, title: str, caption: str) -> Table:
+    """A row for each metric and checkpoint: the value if it is wanted, and the difference to ``other``."""
+    table = Table(title=title, caption=caption)
+    table.add_column("metric", overflow="fold")
+    table.add_column("checkpoint", no_wrap=True)
+    values = ("value", "interval") if with_values else ()
+    for heading in (*values, f"minus {other}", "interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for metric, estimates in metrics.items():
+        for number, (checkpoint, each) in enumerate(estimates.items(), start=1):
+            own = (_value(each["value"]), _bounds(each["interval"])) if with_values else ()
+            last = number == len(estimates)
+            name = metric if number == 1 else ""
+            table.add_row(name, checkpoint, *own, *_difference(each, other), end_section=last)
+    return table
+
+
+def _difference(estimate: Mapping[str, Any], other: str) -> tuple[str, str]:
+    """Nothing in the row of ``other`` itself."""
+    if other not in estimate["differences"]:
+        return "", ""
+    found = estimate["differences"][other]
+    return _value(found["value"], sign="+"), _bounds(found["interval"], sign="+")
+
+
+def _value(value: float | None, *, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"
+
+
+def _bounds(interval: tuple[float, float] | None, *, sign: str = "") -> str:
+    return "-" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
 
 
 def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Write ``MEASURE.png`` for every measure of ``results.json`` that has curves; the files."""
+    """Write ``MEASURE.png`` for every measure of ``results.json`` that has curves: above the values, below the paired
+    differences to each checkpoint of ``compare_with``; the files."""
+    others = summary["compare_with"] if len(summary["checkpoints"]) > 1 else []
+    colours = {checkpoint: f"C{number}" for number, checkpoint in enumerate(summary["checkpoints"])}
     written = []
     for name, measure in summary["measures"].items():
         curves, _ = split_curves(measure["metrics"])
@@ -75,17 +87,21 @@ def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
         panels |= {(curve,): curve for curve in curves if curve not in drawn}
         if not panels:
             continue
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
-        for axis, (names, title) in zip(axes.flat, panels.items(), strict=True):
-            for curve, style in zip(names, ("-", "--"), strict=False):
-                _draw(axis, curves[curve], style)
-            axis.set_title(title, fontsize=8)
-            axis.set_xlabel("tokens", fontsize=8)
-            if len(names) == 1:
-                axis.set_xscale("log", base=2)
-            axis.tick_params(labelsize=8)
-            axis.grid(alpha=0.3)
-        axes.flat[0].legend(fontsize=8)
+        size = (4.2 * len(panels), 3.4 * (1 + len(others)))
+        figure, axes = plt.subplots(1 + len(others), len(panels), figsize=size, squeeze=False)
+        for row, other in zip(axes, (None, *others), strict=True):
+            for axis, (names, title) in zip(row, panels.items(), strict=True):
+                for curve, style in zip(names, ("-", "--"), strict=False):
+                    _draw(axis, _lines(curves[curve], other), colours, style)
+                axis.set_title(title if other is None else f"{title}, minus {other}", fontsize=8)
+                axis.set_xlabel("tokens", fontsize=8)
+                if other is not None:
+                    axis.axhline(0, color="black", linewidth=0.6)
+                if len(names) == 1:
+                    axis.set_xscale("log", base=2)
+                axis.tick_params(labelsize=8)
+                axis.grid(alpha=0.3)
+            row[0].legend(fontsize=8)
         figure.tight_layout()
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.png"
@@ -95,15 +111,32 @@ def plot_comparison(summary: Mapping[str, Any], directory: Path) -> list[Path]:
     return written
 
 
-def _draw(axis: Axes, points: Mapping[int, _Estimates], style: str) -> None:
-    x, dashed = sorted(points), style == "--"
-    for number, checkpoint in enumerate(points[x[0]]):
-        estimates = [points[k][checkpoint] for k in x]
+def _lines(points: Mapping[int, _Estimates], other: str | None) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
+    """Checkpoint -> points ``(x, value and interval)``: of the curve itself, or of its differences to ``other``."""
+    lines: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for x in sorted(points):
+        for checkpoint, estimate in points[x].items():
+            if checkpoint != other:
+                lines.setdefault(checkpoint, []).append((x, estimate["differences"][other] if other else estimate))
+    return lines
+
+
+def _draw(
+    axis: Axes,
+    lines: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]],
+    colours: Mapping[str, str],
+    style: str,
+) -> None:
+    """Not a number makes a gap in a line, and in the band around it."""
+    dashed = style == "--"
+    for checkpoint, points in lines.items():
+        x = [place for place, _ in points]
+        y = [math.nan if found["value"] is None else found["value"] for _, found in points]
         label = None if dashed else checkpoint
-        axis.plot(x, [each["value"] for each in estimates], style, color=f"C{number}", linewidth=1.2, label=label)
-        if estimates[0]["interval"] is not None and not dashed:
-            low, high = zip(*(each["interval"] for each in estimates), strict=True)
-            axis.fill_between(x, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+        axis.plot(x, y, style, color=colours[checkpoint], linewidth=1.2, label=label)
+        if not dashed:
+            low, high = zip(*(found["interval"] or (math.nan, math.nan) for _, found in points), strict=True)
+            axis.fill_between(x, low, high, color=colours[checkpoint], alpha=0.15, linewidth=0)
 
 
 def split_curves(metrics: Mapping[str, _Estimates]) -> tuple[dict[str, dict[int, _Estimates]], dict[str, _Estimates]]:

@@ -4,7 +4,6 @@ Numbers come from what a run left: ``metrics.jsonl``, ``validation/``, ``config.
 ``results.json``. What a run lacks is left out.
 """
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -170,20 +169,20 @@ def _evaluation(folder: Path) -> list[dict[str, Any]]:
     """The measures of an evaluation, with curves apart from single numbers; nothing if it is none."""
     if not (folder / "results.json").is_file():
         return []
+    summary = load_summary(folder)
     try:
-        # NaN, of what there was nothing to measure of, is no JSON of a browser.
-        summary = json.loads(json.dumps(load_summary(folder)), parse_constant=lambda _: None)
         return [
             {
                 "name": f"{folder.resolve().name}: {name}",
                 "checkpoints": list(summary["checkpoints"]),
+                "compare_with": summary["compare_with"],
                 "notes": measure.get("notes", {}),
-                **{key: measure[key] for key in ("rows", "groups", "level")},
+                **{key: measure[key] for key in ("rows", "groups", "intervals")},
                 **dict(zip(("curves", "metrics"), split_curves(measure["metrics"]), strict=True)),
             }
             for name, measure in summary["measures"].items()
         ]
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
+    except (LookupError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{folder / 'results.json'} is no result of recipes/evaluate.py ({error!r}); evaluate again, or leave it out"
         ) from error

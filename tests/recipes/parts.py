@@ -2,6 +2,8 @@
 
 import torch
 
+from components.evaluation import Measure, Row
+
 LENGTH = 16
 
 
@@ -46,3 +48,18 @@ class Digits:
     def __call__(self, completions, records):
         assert len(completions) == len(records)
         return [1.0 if len(text) % 2 == 0 else 0.5 for text in completions]
+
+
+class Empty(Measure):
+    """A measure of nothing."""
+
+    def __call__(self, policy, batch, rng):
+        return [Row(sums={"padding": [0.0, 0.0], "tokens": [0.0, 0.0]}) for _ in batch.tokens]
+
+
+class Broken(Measure):
+    """A measure with a mistake of its author's."""
+
+    def __call__(self, policy, batch, rng):
+        first, second = (1, 2, 3)
+        return [first, second]

@@ -1,5 +1,6 @@
 """Whole evaluations of tiny checkpoints: what is written and refused, and that stopping or sharing work changes nothing."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluation import check_evaluation, load_summary, load_validations
+from components import __version__
+from components.evaluation import CrossEntropy, check_evaluation, load_summary, load_validations
 from components.training import load_config, stop
 from recipes import evaluate
 from recipes.ebft import EBFTRecipe
@@ -120,9 +122,9 @@ def test_one_command_leaves_numbers_rows_completions_and_plots(overrides, capsys
     assert fingerprints["ebft"] == fingerprints["tuned"] != fingerprints["base"]
     for measure in summary["measures"].values():
         for estimates in measure["metrics"].values():
-            assert estimates["base"]["difference"] == 0
-            assert estimates["base"]["difference_interval"] == [0, 0]
+            assert estimates["base"]["differences"] == {}
             assert estimates["ebft"] == estimates["tuned"]
+            assert estimates["ebft"]["differences"].keys() == {"base"}
     assert summary["measures"]["completions"]["groups"] == 3
     assert summary["measures"]["translation"]["notes"]["bleu"].startswith(
         "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp"
@@ -145,6 +147,90 @@ def test_stopping_and_going_on_changes_nothing_and_repeats_nothing(overrides, tm
     before = kept.stat().st_mtime_ns
     assert results(run(halves)) == straight
     assert kept.stat().st_mtime_ns == before
+
+
+CHEAP = ["~measures.calibration", "~measures.token_entropy", "~measures.completions"]
+
+
+def test_differences_to_any_checkpoint_come_from_what_was_measured_before(overrides, capsys):
+    settings = [*overrides, *CHEAP]
+    kept = run(settings) / "rows" / "cross_entropy" / "base.json"
+    before = kept.stat().st_mtime_ns
+    capsys.readouterr()
+    summary = load_summary(run([*settings, "compare_with=[ebft,base]"]))
+    assert kept.stat().st_mtime_ns == before
+    estimates = summary["measures"]["cross_entropy"]["metrics"]["cross_entropy"]
+    assert {name: list(each["differences"]) for name, each in estimates.items()} == {
+        "base": ["ebft"],
+        "ebft": ["base"],
+        "tuned": ["ebft", "base"],
+    }
+    assert estimates["tuned"]["differences"]["ebft"] == {"value": 0, "interval": [0, 0]}
+    to_base, to_ebft = (estimates[name]["differences"][other] for name, other in (("ebft", "base"), ("base", "ebft")))
+    assert to_base["value"] == -to_ebft["value"] != 0
+    assert summary["compare_with"] == ["ebft", "base"]
+    shown = capsys.readouterr().out
+    assert "minus ebft" in shown
+    assert "10 groups, minus base" in shown
+
+
+def test_other_code_is_measured_again_and_says_so(overrides, monkeypatch, caplog):
+    settings = [*overrides, *CHEAP, "~checkpoints.ebft", "~checkpoints.tuned"]
+    rows = run(settings) / "rows"
+    kept = {name: rows / name / "base.json" for name in ("cross_entropy", "translation")}
+    before = {name: path.stat().st_mtime_ns for name, path in kept.items()}
+    monkeypatch.setattr(CrossEntropy, "REVISION", CrossEntropy.REVISION + 1)
+    with caplog.at_level("INFO"):
+        run(settings)
+    assert "base: cross_entropy is measured again: code is not what it was" in caplog.text
+    assert "base: translation is measured again" not in caplog.text
+    after = {name: path.stat().st_mtime_ns for name, path in kept.items()}
+    assert after["cross_entropy"] > before["cross_entropy"]
+    assert after["translation"] == before["translation"]
+    assert json.loads(kept["cross_entropy"].read_text())["key"]["code"] == {"version": __version__, "revision": 2}
+    monkeypatch.setattr(evaluate, "__version__", "0.0.0")
+    run(settings)
+    assert kept["translation"].stat().st_mtime_ns > before["translation"]
+
+
+def test_a_result_without_its_code_is_not_taken(overrides):
+    settings = [*overrides, *CHEAP, "~checkpoints.ebft", "~checkpoints.tuned", "~measures.translation"]
+    path = run(settings) / "rows" / "cross_entropy" / "base.json"
+    whole, body = path.read_text(), json.loads(path.read_text())
+    del body["key"]["code"], body["checksum"]
+    text = json.dumps(body, sort_keys=True)
+    path.write_text(json.dumps(body | {"checksum": hashlib.sha256(text.encode()).hexdigest()}))
+    run(settings)
+    assert path.read_text() == whole
+
+
+def test_overwriting_measures_all_again_and_removes_what_evaluations_wrote_alone(overrides):
+    settings = [*overrides, *CHEAP]
+    output_dir = run(settings)
+    (output_dir / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in (output_dir / "rows").rglob("*.json")}
+    run([*settings, "~checkpoints.ebft", "resume=overwrite"])
+    after = {path: path.stat().st_mtime_ns for path in (output_dir / "rows").rglob("*.json")}
+    assert {path.stem for path in after} == {"base", "tuned"}
+    assert all(after[path] > before[path] for path in after)
+    assert (output_dir / "notes.txt").read_text() == "mine"
+
+
+def test_what_users_can_mend_is_one_sentence_and_our_own_mistakes_keep_their_traceback(overrides, monkeypatch, capsys):
+    settings = [*overrides, *CHEAP, "~measures.translation"]
+    options = "batch_size: 2, dataset: '${measures.cross_entropy.dataset}'"
+    empty = f"measures.empty={{_component_: tests.recipes.parts.Empty, {options}}}"
+    broken = f"measures.broken={{_component_: tests.recipes.parts.Broken, {options}}}"
+    message = refused([*settings, empty], capsys, monkeypatch)
+    assert message == (
+        "error: measures.empty: no row of its dataset has anything to measure (padding, tokens); give it other rows"
+    )
+    stop()
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--config", str(CONFIG), *settings, broken])
+    assert evaluate.main() == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "ValueError: too many values to unpack" in error
 
 
 def test_other_weights_or_settings_are_measured_again(overrides, material, tmp_path):
@@ -284,6 +370,11 @@ def test_a_run_is_measured_as_it_validated_itself_with_adapters_and_without(mate
         ("dtype=fp16", "dtype is 'fp16'"),
         ("seed=-1", "seed is -1"),
         ("resamples=0", "resamples is 0"),
+        ("resume=never", "resume is 'never'; choose one of auto, overwrite"),
+        ("compare_with=[sft]", "compare_with is ['sft']; list some of the checkpoints, each once: base, ebft, tuned"),
+        ("compare_with=base", "compare_with is 'base'; list some of the checkpoints"),
+        ("compare_with=[]", "compare_with is []"),
+        ("compare_with=[base,base]", "compare_with is ['base', 'base']"),
         ("measure.x=1", "did you mean 'measures'?"),
         ("measures.cross_entropy.region=answers", "measures.cross_entropy.region"),
         (

@@ -18,9 +18,11 @@ from components.evaluation import (
     Calibration,
     Completions,
     CrossEntropy,
+    NothingToMeasure,
     TokenEntropy,
     Translation,
     block_losses,
+    compare,
     run_measure,
 )
 from components.features import FrozenNetwork, HiddenStateFeatures
@@ -136,6 +138,15 @@ def test_token_entropy_is_over_rollout_tokens_and_cross_entropy_over_the_tokens_
                 assert total == pytest.approx(-sum(float(truth[b, a + k - 1]) for a in anchors), abs=1e-3)
             row += 1
     assert row == 4
+
+
+def test_a_point_that_no_rollout_reaches_has_no_value_and_the_curve_goes_on_without_it():
+    """Every token stops, so that nothing is written behind the first; the ground truth has all five."""
+    found = measure(TokenEntropy(dataset=FourRows(), batch_size=2, generator=generator(stop_tokens=list(range(61)))))
+    estimates = compare({"a": found.scores}, compare_with=["a"], resamples=10, seed=0)
+    values = {metric: each["a"].value for metric, each in estimates.items()}
+    assert [values[f"entropy/{k}"] is None for k in range(1, 6)] == [False, True, True, True, True]
+    assert all(values[f"cross_entropy/{k}"] is not None for k in range(1, 6))
 
 
 def test_at_the_sampling_temperature_of_one_both_entropies_are_one():
@@ -377,5 +388,7 @@ def test_a_dataset_with_nothing_to_measure_is_refused():
             row = super().__getitem__(index)
             return row | {"target_mask": torch.zeros_like(row["target_mask"])}
 
-    with pytest.raises(ValueError, match="measures.m: no row of its dataset has anything to measure for cross_entropy"):
+    with pytest.raises(
+        NothingToMeasure, match=r"measures.m: no row of its dataset has anything to measure \(cross_entropy"
+    ):
         measure(CrossEntropy(dataset=Prompts_(), batch_size=2))

@@ -142,11 +142,20 @@ def test_evaluations_stand_beside_runs_with_curves_apart(tmp_path):
     assert measure["metrics"]["cross_entropy"][HOSTILE] == {
         "value": 3.0,
         "interval": [3.0, 3.0],
-        "difference": 1.0,
-        "difference_interval": [1.0, 1.0],
+        "groups": 9,
+        "differences": {"base": {"value": 1.0, "interval": [1.0, 1.0]}},
     }
+    assert measure["compare_with"] == ["base", HOSTILE]
+    assert measure["intervals"].startswith(
+        "bootstrap intervals of 95% over 9 groups, which are too narrow for fewer than 30"
+    )
     assert measure["metrics"]["none"]["base"]["value"] is None
-    assert {at: found["base"]["value"] for at, found in measure["curves"]["loss"].items()} == {"1": 0.5, "8": 0.25}
+    assert {at: found["base"]["value"] for at, found in measure["curves"]["loss"].items()} == {
+        "1": 0.5,
+        "2": None,
+        "4": 0.5,
+        "8": 0.25,
+    }
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
@@ -160,9 +169,14 @@ def test_other_directories_are_refused_in_a_sentence(tmp_path):
         report_page([tmp_path], tmp_path / "report.html")
     with pytest.raises(ValueError, match="no rollouts/step_N.json"):
         rollouts_page(tmp_path)
-    (tmp_path / "results.json").write_text('{"checkpoints": {}}')
-    with pytest.raises(ValueError, match="no result of recipes/evaluate.py"):
-        report_page([tmp_path], tmp_path / "report.html")
+    for text, message in (
+        ('{"checkpoints": {}}', "no result of recipes/evaluate.py"),
+        ('{"schema": 1, "checkpoints": {}}', "has schema 1, and 2 is read; evaluate again"),
+        ('{"schema": 2, "checkpoints": {}}', "no result of recipes/evaluate.py"),
+    ):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            report_page([tmp_path], tmp_path / "report.html")
     write_rollouts(tmp_path, 3)
     with pytest.raises(ValueError, match="of step 4; choose from 3"):
         rollouts_table(tmp_path, step=4)

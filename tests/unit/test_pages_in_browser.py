@@ -168,7 +168,11 @@ def test_the_report_shows_curves_tables_and_values_under_the_pointer(opened):
     assert "−0.5000 ± 0.2887" in page.inner_text("#changes")
     assert page.locator("#differences tbody tr").all_inner_texts() == ["optimizer.lr\t1e-05\t3e-05"]
     cells = page.locator("#evaluation-0 tbody tr").nth(1).locator("td").all_inner_texts()
-    assert (cells[0], *cells[2:]) == ("", "3.0000", "3.0000 to 3.0000", "+1.0000", "+1.0000 to +1.0000")
+    assert (cells[0], *cells[2:]) == ("", "3.0000", "3.0000 to 3.0000", "+1.0000", "+1.0000 to +1.0000", "", "")
+    curves = page.locator("#evaluation-0 figure")
+    assert curves.count() == 3  # the values, and differences to both checkpoints
+    # A line each for two checkpoints, or one for that which is not compared with itself, in two pieces.
+    assert [curve.locator("polyline").count() for curve in curves.all()] == [4, 2, 2]
     reward = page.locator("#training figure", has_text="reward")
     assert reward.locator("polyline").count() == 2
     reward.scroll_into_view_if_needed()

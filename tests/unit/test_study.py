@@ -42,17 +42,42 @@ def test_every_ablation_is_evaluated_and_has_a_name(monkeypatch):
     assert {"base", "reference"} | set(runs) == set(ABLATIONS)
 
 
+def found(value, **differences):
+    """A checkpoint's part of ``results.json``; differences are ``(value, low, high)``."""
+    return {
+        "value": value,
+        "interval": None if value is None else [value - 1, value + 1],
+        "differences": {
+            other: {"value": difference, "interval": [low, high]}
+            for other, (difference, low, high) in differences.items()
+        },
+    }
+
+
+def test_arms_are_compared_with_sft_of_the_same_seed():
+    metrics = {
+        "base": found(2.0, sft_seed_1=(0.5, 0.4, 0.6), sft_seed_2=(0.3, 0.2, 0.4)),
+        "sft_seed_1": found(1.5, base=(-0.5, -0.6, -0.4), sft_seed_2=(-0.2, -0.3, -0.1)),
+        "sft_seed_2": found(1.7, base=(-0.3, -0.4, -0.2), sft_seed_1=(0.2, 0.1, 0.3)),
+        "ebft_0_seed_1": found(1.4, sft_seed_1=(-0.1, -0.2, 0.1), sft_seed_2=(-0.3, -0.4, -0.2)),
+        "ebft_0_seed_2": found(1.3, sft_seed_1=(-0.2, -0.3, -0.1), sft_seed_2=(-0.4, -0.5, -0.3)),
+        "rlvr_seed_1": found(None, sft_seed_1=(None, None, None)),
+    }
+    lines = result_table({"m/x": ("x", 1)}, NAMES, {"m": {"metrics": {"x": metrics}}}, against="sft").splitlines()
+    assert lines[2:] == [
+        "| untuned | 2.0 (**+0.5, +0.3**) |",
+        "| SFT, same sequences | 1.6 |",
+        "| RLVR | – |",
+        "| EBFT, gamma 0 | 1.4 (-0.1, -0.4) |",
+    ]
+
+
 def test_a_table_is_bold_where_the_intervals_of_all_seeds_agree():
     def estimate(value, difference, low, high):
-        return {
-            "value": value,
-            "interval": [value - 1, value + 1],
-            "difference": difference,
-            "difference_interval": [low, high],
-        }
+        return found(value, base=(difference, low, high))
 
     metrics = {
-        "base": estimate(2.0, 0.0, 0.0, 0.0),
+        "base": found(2.0),
         "sft_seed_1": estimate(1.5, -0.5, -0.6, -0.4),
         "sft_seed_2": estimate(1.7, -0.3, -0.4, -0.2),
         "ebft_0_seed_1": estimate(1.9, -0.1, -0.2, -0.01),

@@ -52,6 +52,13 @@ function smooth(points) {
   });
 }
 
+// The pieces of a line between points without a value.
+function unbroken(points) {
+  const pieces = [[]];
+  for (const point of points) point[1] == null ? pieces.push([]) : pieces.at(-1).push(point);
+  return pieces.filter((piece) => piece.length);
+}
+
 // `lines` are lists of [x, value], [x, value, margin] or [x, value, low, high, ...], coloured by their place; `unit` names x.
 // `ribbon` fills the area between each low and high instead of drawing bars.
 function chart(title, lines, { unit = "step", ribbon = false, isShown = () => true } = {}) {
@@ -88,7 +95,8 @@ function chart(title, lines, { unit = "step", ribbon = false, isShown = () => tr
       if (noisy) area(2);
       if (ribbon) { area(2); area(4); }
       if (noisy) parts.push(`<polyline class="line faint" ${stroke} points="${path(points)}"/>`);
-      parts.push(`<polyline class="line" ${stroke} ${dashes} points="${path(smoothed)}"/>`);
+      const pieces = noisy || ribbon ? [smoothed] : unbroken(lines[run]);
+      parts.push(...pieces.map((piece) => `<polyline class="line" ${stroke} ${dashes} points="${path(piece)}"/>`));
       // Side by side, so that the intervals of several runs at one step can be told apart.
       const aside = (run - (all.length - 1) / 2) * 4;
       for (const point of points) {
@@ -219,19 +227,22 @@ function bounds(interval, digits, sign) {
 }
 
 function showEvaluation(measure, number) {
-  const { checkpoints } = measure;
+  const { checkpoints, compare_with: others } = measure;
   const rows = Object.entries(measure.metrics).flatMap(([metric, found]) => checkpoints.filter((name) => found[name]).map((name, place) => {
-    const each = found[name], other = name !== checkpoints[0];
+    const each = found[name];
+    const paired = others.map((other) => each.differences[other]).flatMap((to) => (to ? [shown(to.value, 4, true), bounds(to.interval, 4, true)] : ["", ""]));
     return [place === 0 ? metric.replaceAll("_", " ") : "", labelled(checkpoints.indexOf(name), name), shown(each.value, 4),
-      bounds(each.interval, 4, false), other ? shown(each.difference, 4, true) : "", other ? bounds(each.difference_interval, 4, true) : ""];
+      bounds(each.interval, 4, false), ...paired];
   }));
-  const curves = Object.entries(measure.curves).map(([curve, points]) => chart(curve.replaceAll("_", " "), checkpoints.map((name) =>
-    Object.entries(points).filter(([, found]) => found[name]).map(([at, found]) =>
-      [Number(at), found[name].value, ...(found[name].interval ?? [])])), { unit: "token" }));
+  // The values, then the differences to each of the others.
+  const drawn = (curve, points, title, pick) => chart(`${curve.replaceAll("_", " ")}${title}`, checkpoints.map((name) =>
+    Object.entries(points).filter(([, found]) => found[name] && pick(found[name])).map(([at, found]) =>
+      [Number(at), pick(found[name]).value, ...(pick(found[name]).interval ?? [])])), { unit: "token" });
+  const curves = Object.entries(measure.curves).flatMap(([curve, points]) => [drawn(curve, points, "", (each) => each),
+    ...(checkpoints.length > 1 ? others : []).map((other) => drawn(curve, points, `, minus ${other}`, (each) => each.differences[other]))]);
   const notes = Object.entries(measure.notes).map(([metric, note]) => ` ${metric}: ${note}.`).join("");
-  section(`evaluation-${number}`, measure.name, `${measure.rows} rows in ${measure.groups} groups; bootstrap intervals of `
-    + `${shown(100 * measure.level, 0)} %, differences paired.${measure.groups < 30 ? " Intervals of so few groups are too narrow." : ""}${notes}`,
-  rows.length ? table(["metric", "checkpoint", "value", "interval", `minus ${checkpoints[0]}`, "interval"], rows, [2, 6]) : null,
+  section(`evaluation-${number}`, measure.name, `${measure.rows} rows in ${measure.groups} groups; ${measure.intervals}.${notes}`,
+  rows.length ? table(["metric", "checkpoint", "value", "interval", ...others.flatMap((other) => [`minus ${other}`, "interval"])], rows, [2, 4 + 2 * others.length]) : null,
   curves.length ? make("p", { class: "key" }, ...checkpoints.flatMap((name, place) => labelled(place, name))) : null,
   make("div", { class: "grid" }, ...curves));
 }
