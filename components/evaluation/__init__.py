@@ -2,7 +2,7 @@
 
 from components.evaluation.calibration import Calibration, block_losses
 from components.evaluation.candidates import Candidate, check_candidates, find_candidates
-from components.evaluation.measures import CrossEntropy, Found, Measure, Row, TokenEntropy, run_measure
+from components.evaluation.measures import CrossEntropy, Found, Measure, Row, TokenEntropy, row_groups, run_measure
 from components.evaluation.results import load_scores, load_summary, save_found, save_summary, summarise
 from components.evaluation.schema import check_evaluation
 from components.evaluation.statistics import Estimate, Scores, compare, pass_at_k
@@ -40,6 +40,7 @@ __all__ = [
     "load_validations",
     "merge",
     "pass_at_k",
+    "row_groups",
     "run_measure",
     "save_found",
     "save_summary",

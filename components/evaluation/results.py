@@ -28,8 +28,10 @@ def save_found(output_dir: Path, measure: str, checkpoint: str, found: Found, ke
     _write(_rows_path(output_dir, measure, checkpoint), json.dumps(body | {"checksum": _digest(body)}))
 
 
-def load_scores(output_dir: Path, measure: str, checkpoint: str, key: dict[str, Any]) -> Scores | None:
-    """What was found before under the same ``key``; None if nothing was, or under another.
+def load_scores(
+    output_dir: Path, measure: str, checkpoint: str, key: dict[str, Any], groups: list[str]
+) -> Scores | None:
+    """What was found before under the same ``key`` of rows in the same ``groups``; None if nothing was, or under others.
 
     Raises:
         ValueError: the file is damaged.
@@ -46,7 +48,8 @@ def load_scores(output_dir: Path, measure: str, checkpoint: str, key: dict[str, 
         intact = False
     if not intact:
         raise ValueError(f"{path} is damaged; delete it, and it is measured again")
-    return Scores(**body["scores"])
+    scores = Scores(**body["scores"])
+    return scores if scores.groups == groups else None
 
 
 def save_summary(output_dir: Path, summary: Mapping[str, Any]) -> None:
