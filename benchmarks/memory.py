@@ -146,7 +146,7 @@ def measure_fidelity(args: argparse.Namespace) -> dict[str, Any]:
             parameter.normal_(std=0.002)
     whole = read_batch(args, rows=args.rows)
     rng = torch.Generator().manual_seed(0)
-    batches = [_row(whole, row) for row in range(args.rows)]
+    batches = [whole.rows(slice(row, row + 1)) for row in range(args.rows)]
     drawn = [(batch, generator(args)(policy, batch, rng)) for batch in batches]
     exact = _read(network("fp32", args.checkpoint, policy), drawn)
     results: dict[str, Any] = {"blocks": sum(int(features.mask.sum()) for features in exact)}
@@ -161,11 +161,6 @@ def measure_fidelity(args: argparse.Namespace) -> dict[str, Any]:
             results[kind][whitening] = float(torch.corrcoef(torch.stack(pair))[0, 1])
     stop()
     return results
-
-
-def _row(batch: Batch, row: int) -> Batch:
-    part = slice(row, row + 1)
-    return Batch(tokens=batch.tokens[part], doc_ids=batch.doc_ids[part], target_mask=batch.target_mask[part])
 
 
 def _read(phi: Any, drawn: list[tuple[Batch, Rollouts]]) -> list[Features]:

@@ -8,7 +8,7 @@ Axes: ``B`` sequences, ``L`` tokens of a sequence, ``n`` samples per anchor, ``K
 writes at one anchor), ``G`` tokens of a rollout, ``D`` width of a feature vector. "Paper" is arXiv 2603.12248.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,20 +26,33 @@ class Batch:
             one id for all of them.
         target_mask: ``[B, L]`` bool; True where the token is learned from (never on padding).
         records: the ``B`` source rows, for rewards that need more than tokens (a verifier's tests, a reference text).
+        groups: what each row belongs to (a file, a module, a page): rows of one group are not independent. None if rows do not
+            say.
     """
 
     tokens: Tensor
     doc_ids: Tensor
     target_mask: Tensor
     records: list[dict[str, Any]] | None = None
+    groups: list[str] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on ``device``."""
-        return Batch(
+        return replace(
+            self,
             tokens=self.tokens.to(device),
             doc_ids=self.doc_ids.to(device),
             target_mask=self.target_mask.to(device),
-            records=self.records,
+        )
+
+    def rows(self, here: slice) -> "Batch":
+        """Some of its rows."""
+        return Batch(
+            tokens=self.tokens[here],
+            doc_ids=self.doc_ids[here],
+            target_mask=self.target_mask[here],
+            records=None if self.records is None else self.records[here],
+            groups=None if self.groups is None else self.groups[here],
         )
 
 

@@ -61,9 +61,12 @@ class EvaluationRecipe:
             evaluation.forget_found(self.output_dir)
         training.gather(None)  # nobody reads what is being removed
         self.scores: dict[str, dict[str, Scores]] = {name: {} for name in self.measures}
-        for name in self.measures:
+        for name, measure in self.measures.items():
+            groups = evaluation.row_groups(measure.dataset)
             for candidate in self.candidates:
-                found = evaluation.load_scores(self.output_dir, name, candidate.name, self._key(name, candidate))
+                found = evaluation.load_scores(
+                    self.output_dir, name, candidate.name, self._key(name, candidate), groups
+                )
                 if found is not None:
                     self.scores[name][candidate.name] = found
         training.gather(None)  # nobody writes before all have read

@@ -6,6 +6,7 @@ decided in ``components.blocks``.
 
 from array import array
 from functools import cached_property
+from typing import Any
 
 import datasets
 import torch
@@ -19,23 +20,24 @@ from components.data.tokenizer import Tokenizer
 _DOCUMENTS_AT_ONCE = 256
 
 
-class PackedText(Dataset[dict[str, Tensor]]):
+class PackedText(Dataset[dict[str, Any]]):
     """Rows of exactly ``seq_len`` tokens, cut from all documents in their order.
 
     A document that a row's end cuts goes on in the next row. Documents of a row are numbered 0, 1, 2... from its start.
     Every token is learned from. The tokens after the last full row are dropped: a row of mostly padding costs as much
     as any other and teaches less. Only a corpus shorter than one row is padded to one (``pad_id``, document -1, not
-    learned from).
+    learned from). A row's ``group`` is that of the document that most of its tokens are of.
 
     Args:
         tokenizer: see :class:`Tokenizer`; one that has ``encode_batch`` is much faster.
-        source: documents in a column ``text``, as :func:`load_text` returns them; with ``max_rows`` also a stream, of which
-            no more is read.
+        source: documents in a column ``text``, as :func:`load_text` returns them; one that has nothing in a column ``group`` is
+            a group of its own. With ``max_rows`` also a stream.
         seq_len: ``L``, tokens of a row.
         add_bos: begin every document with the BOS token.
         add_eos: end every document with the EOS token.
         isolate_documents: False lets documents flow into one another: a row is then one document, number 0.
-        max_rows: make no more rows than this, and stop reading there.
+        max_rows: make no more rows than this: of a dataset evenly spaced over all of it, so that few rows come from many
+            documents; of a stream the first, and it is read no further.
 
     Raises:
         ValueError: ``seq_len`` below 2, or no tokens.
@@ -56,37 +58,43 @@ class PackedText(Dataset[dict[str, Tensor]]):
             raise ValueError(f"seq_len is {seq_len}; predicting a token from another takes at least 2")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; keep at least 1 row, or leave it out for all")
-        limit = None if max_rows is None else max_rows * seq_len
-        tokens, ends = _tokenize(tokenizer, source, add_bos=add_bos, add_eos=add_eos, limit=limit)
+        indexable = isinstance(source, datasets.Dataset)
+        limit = None if indexable or max_rows is None else max_rows * seq_len
+        tokens, ends, groups = _tokenize(tokenizer, source, add_bos=add_bos, add_eos=add_eos, limit=limit)
         if not len(tokens):
             raise ValueError("the documents of dataset.source hold no tokens; give it text")
         self.seq_len = seq_len
         self._isolate_documents = isolate_documents
         self._pad_id = tokenizer.pad_id
-        self._num_rows = max(1, min(len(tokens), limit or len(tokens)) // seq_len)
-        self._tokens = tokens[: self._num_rows * seq_len]
+        full = max(1, len(tokens) // seq_len)
+        kept = min(full, max_rows or full)
+        self._rows = [row * full // kept for row in range(kept)] if indexable else list(range(kept))
+        self._tokens = tokens
         self._ends = ends  # position in the corpus after each document's last token, ascending
+        self._groups = groups
         log_rank_zero(
             get_logger("INFO"),
-            f"packed {len(ends)} documents, {len(tokens)} tokens, into {len(self)} rows of {seq_len}; "
-            f"{len(tokens) - len(self._tokens)} tokens left over; fingerprint {self.fingerprint[:12]}",
+            f"packed {len(ends)} documents, {len(tokens)} tokens, into {full} rows of {seq_len} and took {kept} of them; "
+            f"fingerprint {self.fingerprint[:12]}",
         )
 
     def __len__(self) -> int:
-        return self._num_rows
+        return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Row ``index``: ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row ``index``: ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool, and its ``group``."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return cut_row(
+        number = self._rows[index]
+        row = cut_row(
             self._tokens,
             self._ends,
-            index,
+            number,
             seq_len=self.seq_len,
             pad_id=self._pad_id,
             isolate_documents=self._isolate_documents,
         )
+        return {**row, "group": self._groups[_main_document(self._ends, number, self.seq_len, len(self._tokens))]}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +121,13 @@ def cut_row(
     }
 
 
+def _main_document(ends: Tensor, index: int, seq_len: int, total: int) -> int:
+    """The document that most tokens of row ``index`` are of, the first of equals."""
+    positions = torch.arange(index * seq_len, min((index + 1) * seq_len, total))
+    documents, counts = torch.searchsorted(ends, positions, right=True).unique_consecutive(return_counts=True)
+    return int(documents[counts.argmax()])
+
+
 def encode_all(
     tokenizer: Tokenizer, texts: list[str], *, add_bos: bool = False, add_eos: bool = False
 ) -> list[list[int]]:
@@ -129,15 +144,20 @@ def _tokenize(
     add_bos: bool,
     add_eos: bool,
     limit: int | None,
-) -> tuple[Tensor, Tensor]:
-    """All tokens (int32) and where each document ends (long), of as many documents as reach ``limit`` tokens."""
+) -> tuple[Tensor, Tensor, list[str]]:
+    """All tokens (int32), where each document ends (long) and its group, of as many documents as reach ``limit`` tokens."""
     tokens, ends = array("i"), array("q")
+    groups: list[str] = []
     for batch in source.iter(batch_size=_DOCUMENTS_AT_ONCE):
-        for document in filter(None, encode_all(tokenizer, batch["text"], add_bos=add_bos, add_eos=add_eos)):
-            tokens.extend(document)
-            ends.append(len(tokens))
+        texts = batch["text"]
+        encoded = encode_all(tokenizer, texts, add_bos=add_bos, add_eos=add_eos)
+        for document, group in zip(encoded, batch.get("group") or [None] * len(texts), strict=True):
+            if document:
+                tokens.extend(document)
+                ends.append(len(tokens))
+                groups.append(f"document {len(groups)}" if group is None else str(group))
         if limit is not None and len(tokens) >= limit:
             break
     if not tokens:
-        return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.long)
-    return torch.frombuffer(tokens, dtype=torch.int32), torch.frombuffer(ends, dtype=torch.long)
+        return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.long), groups
+    return torch.frombuffer(tokens, dtype=torch.int32), torch.frombuffer(ends, dtype=torch.long), groups

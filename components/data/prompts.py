@@ -31,7 +31,8 @@ class PromptCompletion(Dataset[dict[str, Any]]):
     """Rows of ``seq_len`` tokens, each a prompt and its completion, padded on the right (``pad_id``, document -1).
 
     The completion and the EOS token behind it are learned from. Of a chat it is the assistant's replies, each through the
-    end token of its turn. A row carries its ``record``, the source row.
+    end token of its turn. A row carries its ``record``, the source row, and the record's ``group`` if there is that column (of
+    several in a row, the longest's).
 
     Args:
         tokenizer: see :class:`Tokenizer`; for chats one with a ``chat_template``.
@@ -50,11 +51,11 @@ class PromptCompletion(Dataset[dict[str, Any]]):
             raise an ``"error"``. One whose prompt alone fills the row is dropped in either case.
         packed: put several records in a row, each a document of its own, in their order, a new row whenever the next does
             not fit. Rows then carry no record.
-        max_rows: make no more rows than this, and stop reading there.
+        max_rows: make no more rows than this, the first, and stop reading there.
 
     Raises:
-        ValueError: options that exclude each other, a column that is not there, a record without text, a chat that the
-            template refuses, a record that is too long with ``too_long="error"``, or no record left.
+        ValueError: a source that is a stream, options that exclude each other, a column that is not there, a record without
+            text, a chat that the template refuses, a record that is too long with ``too_long="error"``, or no record left.
     """
 
     def __init__(
@@ -80,6 +81,11 @@ class PromptCompletion(Dataset[dict[str, Any]]):
             raise ValueError(f"seq_len is {seq_len}; predicting a token from another takes at least 2")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; keep at least 1 row, or leave it out for all")
+        if not isinstance(source, datasets.Dataset):
+            raise ValueError(
+                "source is a stream, and PromptCompletion reads no streams; use components.data.load_records, with max_records "
+                "and streaming if they are too many for memory"
+            )
         chat = chat or messages_column is not None
         if add_bos and chat:
             raise ValueError("add_bos is true, but the chat template writes what begins a chat; remove add_bos")
@@ -149,7 +155,8 @@ class PromptCompletion(Dataset[dict[str, Any]]):
         return len(self._first) - 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Row ``index``: ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool; ``record`` if not packed."""
+        """Row ``index``: ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool; with ``group`` and ``record``
+        as the class says."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         records = range(self._first[index], self._first[index + 1])
@@ -163,6 +170,10 @@ class PromptCompletion(Dataset[dict[str, Any]]):
             "doc_ids": pad(torch.arange(len(records)).repeat_interleave(lengths), padding, value=-1),
             "target_mask": pad(learned, padding, value=False),
         }
+        if "group" in self._source.column_names:
+            number = self._kept[records[int(lengths.argmax())]]
+            group = self._source[number]["group"]
+            row["group"] = f"record {number}" if group is None else str(group)
         return row if self._packed else row | {"record": self._source[self._kept[records.start]]}
 
     @cached_property

@@ -12,8 +12,8 @@ from components.types import Batch
 class Rows(Protocol):
     """A dataset to train on: rows of one length, and a hash of all they hold. :class:`PackedText` is one.
 
-    A row has ``tokens`` and ``doc_ids`` ``[L]`` long, ``target_mask`` ``[L]`` bool and, for verifiers, may have
-    ``record``, the source row.
+    A row has ``tokens`` and ``doc_ids`` ``[L]`` long and ``target_mask`` ``[L]`` bool. All of them may have a ``record``, the
+    source row, for verifiers, and a ``group`` (str), without which they count as independent (see :class:`Batch`).
     """
 
     @property
@@ -25,17 +25,19 @@ class Rows(Protocol):
 
 
 def collate(rows: list[dict[str, Any]]) -> Batch:
-    """One batch of ``B`` rows, with their records if they have any."""
+    """One batch of ``B`` rows, with their records and groups if they have any."""
     return Batch(
         tokens=torch.stack([row["tokens"] for row in rows]),
         doc_ids=torch.stack([row["doc_ids"] for row in rows]),
         target_mask=torch.stack([row["target_mask"] for row in rows]),
         records=[row["record"] for row in rows] if "record" in rows[0] else None,
+        groups=[row["group"] for row in rows] if "group" in rows[0] else None,
     )
 
 
 def hash_rows(dataset: Any) -> str:
-    """SHA-256, in hex, of all rows: equal only for the same data and records, cut and masked in the same way."""
+    """SHA-256, in hex, of all rows: equal only for the same data and records, cut and masked in the same way; groups do not
+    count."""
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         row = dataset[index]

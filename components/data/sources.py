@@ -14,6 +14,7 @@ from torchtune.utils import get_logger, log_rank_zero
 
 _ROW_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _TEXT = "text"
+_GROUP = "group"
 
 
 class NotHere(ValueError):
@@ -41,7 +42,8 @@ def load_text(
         max_documents: keep the first so many only.
 
     Returns:
-        A dataset with the one column ``text``, in the order of file names and rows.
+        A dataset with the columns ``text`` and ``group``, in the order of file names and rows. What belongs together (see
+        :func:`split_by_group`) is what agrees in the column ``group`` of rows; without one, every file or row is alone.
 
     Raises:
         ValueError: nothing there, files that cannot be read together or at all, a missing column or split, or no
@@ -50,6 +52,8 @@ def load_text(
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents is {max_documents}; keep at least 1, or leave it out for all")
     documents = _select(path, _read(path, name=name, split=split), column)
+    if _GROUP not in documents.column_names:
+        documents = documents.add_column(_GROUP, [f"{path} row {number}" for number in range(len(documents))])
     if max_documents is not None:
         documents = documents.select(range(min(max_documents, len(documents))))
     kept = documents.filter(_not_blank, input_columns=_TEXT, batched=True)
@@ -65,7 +69,7 @@ def stream_text(
 ) -> datasets.IterableDataset:
     """The documents of :func:`load_text`, read when they are asked for: for :class:`StreamedText`.
 
-    ``PackedText`` with ``max_rows`` takes them too, for validation.
+    ``PackedText`` with ``max_rows`` takes them too, for validation. Rows without a column ``group`` have none here.
 
     Args:
         path, column, split, name: see :func:`load_text`.
@@ -163,7 +167,7 @@ def _kind(path: str, files: list[str]) -> str:
 def _from_text_files(path: str, files: list[str], split: str, *, streaming: bool) -> Any:
     if split != "train":
         raise ValueError(f"split {split!r} was asked for, but '{path}' is text files; name those of the split in path")
-    features = datasets.Features({_TEXT: datasets.Value("string")})
+    features = datasets.Features({_TEXT: datasets.Value("string"), _GROUP: datasets.Value("string")})
     if streaming:
         return datasets.IterableDataset.from_generator(_texts, features=features, gen_kwargs={"files": files})
     return datasets.Dataset.from_list(list(_texts(files)), features=features)
@@ -172,7 +176,7 @@ def _from_text_files(path: str, files: list[str], split: str, *, streaming: bool
 def _texts(files: list[str]) -> Iterator[dict[str, str]]:
     for file in files:
         try:
-            yield {_TEXT: Path(file).read_text(encoding="utf-8")}
+            yield {_TEXT: Path(file).read_text(encoding="utf-8"), _GROUP: file}
         except ValueError as error:
             raise ValueError(
                 f"{file} is not UTF-8 text ({error}); leave it out with a glob such as 'folder/**/*.py'"
@@ -207,7 +211,7 @@ def _from_hub(path: str, name: str | None, split: str, *, streaming: bool) -> An
 
 
 def _select(path: str, documents: Any, column: str) -> Any:
-    """Only ``column``, as ``text``."""
+    """Only ``column``, as ``text``, and ``group`` if it is there."""
     if documents.features is not None:
         types = {name: getattr(feature, "dtype", "structure") for name, feature in documents.features.items()}
     else:  # of some streams only the first row tells
@@ -219,7 +223,7 @@ def _select(path: str, documents: Any, column: str) -> Any:
         raise ValueError(
             f"column {column!r} of '{path}' holds {types[column]}, not text; set column to one that holds text"
         )
-    documents = documents.select_columns(column)
+    documents = documents.select_columns([column, *({_GROUP} & {*types} - {column})])
     return documents if column == _TEXT else documents.rename_column(column, _TEXT)
 
 

@@ -9,6 +9,7 @@ from components.evaluation.measures import (
     NothingToMeasure,
     Row,
     TokenEntropy,
+    row_groups,
     run_measure,
 )
 from components.evaluation.results import (
@@ -58,6 +59,7 @@ __all__ = [
     "load_validations",
     "merge",
     "pass_at_k",
+    "row_groups",
     "run_measure",
     "save_found",
     "save_summary",

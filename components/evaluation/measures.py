@@ -114,20 +114,16 @@ def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.de
         FloatingPointError: a number that is not finite.
         NothingToMeasure: no metric has anything to measure in any row.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     rng = torch.Generator().manual_seed(seed)
-    found: list[tuple[str, Row]] = []
+    found: list[Row] = []
     console = training.terminal()
     shown = track(batches(measure, name), name, console=console, transient=True, disable=not console.is_interactive)
     for batch in training.phases(name, shown):
-        records = batch.records or [{}] * len(batch.tokens)
-        for record, row in zip(records, measure(policy, batch.to(device), rng), strict=True):
-            index = len(found) * world_size + rank
-            found.append((str(record.get("group", f"row {index}")), row))
+        found += [row for row, _ in zip(measure(policy, batch.to(device), rng), batch.tokens, strict=True)]
     # The ranks took rows in turn; the last turn is filled up with rows that are no rows of the dataset.
     turns = zip(*training.gather(found), strict=True)
     rows = [row for turn in turns for row in turn][: len(measure.dataset)]
-    sums = {metric: [row.sums[metric] for _, row in rows] for metric in rows[0][1].sums}
+    sums = {metric: [row.sums[metric] for row in rows] for metric in rows[0].sums}
     for metric, statistics in sums.items():
         if not all(math.isfinite(number) for row in statistics for number in row):
             raise FloatingPointError(f"measures.{name}: {metric} is not finite; the checkpoint's weights have diverged")
@@ -136,9 +132,14 @@ def run_measure(measure: Measure, policy: Policy, *, name: str, device: torch.de
             f"measures.{name}: no row of its dataset has anything to measure ({', '.join(sums)}); give it other rows"
         )
     return Found(
-        scores=Scores(groups=[group for group, _ in rows], sums=sums, combine=measure.combine),
-        texts=[row.text for _, row in rows if row.text is not None],
+        scores=Scores(groups=row_groups(measure.dataset), sums=sums, combine=measure.combine),
+        texts=[row.text for row in rows if row.text is not None],
     )
+
+
+def row_groups(dataset: Rows) -> list[str]:
+    """What each row belongs to, itself if rows name no group (see ``Rows``)."""
+    return [dataset[index].get("group", f"row {index}") for index in range(len(dataset))]
 
 
 class CrossEntropy(Measure):

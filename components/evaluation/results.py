@@ -35,8 +35,11 @@ def save_found(output_dir: Path, measure: str, checkpoint: str, found: Found, ke
     _write(_rows_path(output_dir, measure, checkpoint), json.dumps(body | {"checksum": _digest(body)}))
 
 
-def load_scores(output_dir: Path, measure: str, checkpoint: str, key: dict[str, Any]) -> Scores | None:
-    """What was found before under the same ``key``; None if nothing was, or, which is said, under another.
+def load_scores(
+    output_dir: Path, measure: str, checkpoint: str, key: dict[str, Any], groups: list[str]
+) -> Scores | None:
+    """What was found before under the same ``key`` of rows in the same ``groups``; None if nothing was or,
+    which is said, under others.
 
     Raises:
         ValueError: the file is damaged.
@@ -53,10 +56,14 @@ def load_scores(output_dir: Path, measure: str, checkpoint: str, key: dict[str, 
         intact = False
     if not intact:
         raise ValueError(f"{path} is damaged; delete it, and it is measured again")
-    if changed := [part for part in wanted | found if wanted.get(part) != found.get(part)]:
+    scores = Scores(**body["scores"])
+    changed = [part for part in wanted | found if wanted.get(part) != found.get(part)]
+    if scores.groups != groups:
+        changed.append("what rows belong to")
+    if changed:
         training.say(f"{checkpoint}: {measure} is measured again: {', '.join(changed)} is not what it was")
         return None
-    return Scores(**body["scores"])
+    return scores
 
 
 def forget_found(output_dir: Path) -> None:

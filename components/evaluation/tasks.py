@@ -3,6 +3,7 @@
 import importlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,11 +52,11 @@ class _Generation(Measure):
     def __call__(self, policy: Policy, batch: Batch, rng: torch.Generator) -> list[Row]:
         """Complete the prompts, and judge."""
         longest = int(self.generator.anchors(batch, self.generator.rollout_len).positions.max())
-        prompts = Batch(
+        prompts = replace(
+            batch,
             tokens=batch.tokens[:, :longest],
             doc_ids=batch.doc_ids[:, :longest],
             target_mask=batch.target_mask[:, :longest],
-            records=batch.records,
         )
         rollouts = self.generator(policy, prompts, rng)
         stops = torch.tensor(self.generator.stop_tokens, device=rollouts.tokens.device)

@@ -7,6 +7,7 @@ the difference between two policies. Results stand in ``validation/step_N.json``
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -24,36 +25,61 @@ from components.types import Batch, FeatureExtractor, Features, Generator, Rewar
 
 @dataclass
 class Measured:
-    """One metric over the validation rows: its mean in each row, and how much (tokens or blocks) that mean is of."""
+    """One metric over the validation rows: its mean in each row, how much (tokens or blocks) that mean is of, and what each row
+    belongs to, such as a file; None if rows are independent, or were written before groups were known."""
 
     values: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    groups: list[str] | None = None
+
+    def add(self, value: float, weight: float, group: str | None) -> None:
+        """One more row; either all rows have a group or none has."""
+        self.values.append(value)
+        self.weights.append(weight)
+        if group is not None:
+            self.groups = self.groups or []
+            self.groups.append(group)
+
+    def rows(self) -> list[tuple[float, float, str | None]]:
+        """What :meth:`add` was given."""
+        groups = [None] * len(self.values) if self.groups is None else self.groups
+        return list(zip(self.values, self.weights, groups, strict=True))
 
     def mean(self) -> float:
         """The mean over all tokens (or blocks)."""
         return math.fsum(v * w for v, w in zip(self.values, self.weights, strict=True)) / math.fsum(self.weights)
 
     def standard_error(self) -> float:
-        """Standard error of :meth:`mean`, rows being independent (linearised ratio estimator); infinite for one row."""
-        mean, rows = self.mean(), len(self.values)
-        if rows < 2:
+        """Standard error of :meth:`mean`, groups of rows being independent (linearised ratio estimator, residuals summed within
+        groups); infinite for one group."""
+        mean = self.mean()
+        residuals: dict[str | int, float] = defaultdict(float)
+        for row, (value, weight, group) in enumerate(self.rows()):
+            residuals[row if group is None else group] += weight * (value - mean)
+        G = len(residuals)
+        if G < 2:
             return math.inf
-        squares = math.fsum((w * (v - mean)) ** 2 for v, w in zip(self.values, self.weights, strict=True))
-        return math.sqrt(squares * rows / (rows - 1)) / math.fsum(self.weights)
+        squares = math.fsum(residual**2 for residual in residuals.values())
+        return math.sqrt(squares * G / (G - 1)) / math.fsum(self.weights)
 
     def margin(self) -> float:
         """Half the width of the 95% interval of :meth:`mean`, which is taken for normal: too little for less than about 30
-        rows."""
+        groups."""
         return NormalDist().inv_cdf(0.5 + LEVEL / 2) * self.standard_error()
 
     def change_since(self, before: "Measured") -> "Measured":
-        """The paired difference to an earlier validation of the same rows."""
-        if len(self.values) != len(before.values) or self.weights != before.weights:
+        """The paired difference to an earlier validation of the same rows.
+
+        Raises:
+            ValueError: they are not the same rows.
+        """
+        groups = before.groups if self.groups is None else self.groups
+        if self.weights != before.weights or before.groups not in (None, groups):
             raise ValueError(
                 "the two validations are of different rows; compare runs with the same validation settings"
             )
         pairs = zip(self.values, before.values, strict=True)
-        return Measured(values=[after - earlier for after, earlier in pairs], weights=self.weights)
+        return Measured(values=[after - earlier for after, earlier in pairs], weights=self.weights, groups=groups)
 
 
 @torch.no_grad()
@@ -81,11 +107,6 @@ def validate(
     rng = torch.Generator().manual_seed(seed)
     measured: dict[str, Measured] = {}
 
-    def add(name: str, value: float, weight: float) -> None:
-        entry = measured.setdefault(name, Measured())
-        entry.values.append(value if weight else 0.0)
-        entry.weights.append(weight)
-
     for batch in batches:
         rollouts = generator(policy, batch, rng)
         features = feature_extractor(batch, rollouts)
@@ -93,25 +114,23 @@ def validate(
         assert target is not None
         learned = learned_tokens(batch)
         for row in range(len(batch.tokens)):
+            group = None if batch.groups is None else batch.groups[row]
             tokens = int(learned[row].sum())
             nll = -float(target[row][learned[row]].sum(dtype=torch.float64))
-            add("cross_entropy", nll / max(tokens, 1), tokens)
+            found = {"cross_entropy": (nll / max(tokens, 1), tokens)}
             parts = _row(row, batch, rollouts, features)
             rewards = reward(*parts)
             for name, value in (rewards.metrics | {"duplicate_rollouts": duplicate_share(parts[1])}).items():
-                add(name, value, int(rewards.mask.sum()))
+                found[name] = (value, int(rewards.mask.sum()))
+            for name, (value, weight) in found.items():
+                measured.setdefault(name, Measured()).add(value if weight else 0.0, weight, group)
     return measured
 
 
 def _row(row: int, batch: Batch, rollouts: Rollouts, features: Features) -> tuple[Batch, Rollouts, Features]:
     here = slice(row, row + 1)
     return (
-        Batch(
-            tokens=batch.tokens[here],
-            doc_ids=batch.doc_ids[here],
-            target_mask=batch.target_mask[here],
-            records=None if batch.records is None else batch.records[here],
-        ),
+        batch.rows(here),
         Rollouts(
             tokens=rollouts.tokens[here],
             mask=rollouts.mask[here],
@@ -127,10 +146,12 @@ def merge(parts: list[dict[str, Measured]]) -> dict[str, Measured]:
     had nothing to measure, are left out."""
     merged: dict[str, Measured] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        ranks = [zip(part[name].values, part[name].weights, strict=True) for part in parts if name in part]
+        ranks = [part[name].rows() for part in parts if name in part]
         rows = [row for turn in zip_longest(*ranks) for row in turn if row is not None and row[1]]
         if rows:
-            merged[name] = Measured([value for value, _ in rows], [weight for _, weight in rows])
+            merged[name] = Measured()
+            for row in rows:
+                merged[name].add(*row)
     return merged
 
 

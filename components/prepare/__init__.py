@@ -8,7 +8,7 @@ Another corpus is a function that hands its rows to ``write_corpus``, and a subc
 """
 
 from components.prepare.codeio import read_codeio
-from components.prepare.coding import decontaminate, prepare_coding, verify
+from components.prepare.coding import decontaminate, keep_apart, prepare_coding, verify
 from components.prepare.commands import main
 from components.prepare.corpus import split_rows, write_corpus
 from components.prepare.doctests import read_doctests, read_examples
@@ -32,6 +32,7 @@ __all__ = [
     "flaw",
     "impurity",
     "is_mostly_data",
+    "keep_apart",
     "main",
     "make_record",
     "make_records",

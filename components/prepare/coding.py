@@ -1,4 +1,5 @@
-"""Q&A coding with tests that can be run: functions of five packages, and CodeI/O; nothing that is in HumanEval.
+"""Q&A coding with tests that can be run: functions of five packages, and CodeI/O; nothing that is in HumanEval, and nothing to
+train on that is in a held-out part.
 
 What every record promises was seen to hold: in three isolated runs the reference answer gave what each of its tests expects.
 """
@@ -6,7 +7,7 @@ What every record promises was seen to hold: in three isolated runs the referenc
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,20 @@ def prepare_coding(
             records = make_records(problems, sandbox=sandbox, dropped=dropped[name])
             records = decontaminate(records, held_out, dropped=dropped[name])
             rows += verify(records, sandbox=sandbox, dropped=dropped[name])
+    parts = split_rows(
+        shuffled(rows, seed=seed),
+        key="group",
+        seed=seed,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+    )
+    parts = keep_apart(parts, dropped=dropped)
+    kept = Counter(row["origin"] for part in parts.values() for row in part)
     about = {
         "corpus": "coding",
         "python": platform.python_version(),
         "sources": sources,
-        "records": dict(Counter(row["origin"] for row in rows)),
+        "records": {name: kept[name] for name in roots},
         "dropped": {name: dict(sorted(counts.items())) for name, counts in dropped.items()},
         "split": {
             "by": "group",
@@ -75,14 +85,7 @@ def prepare_coding(
             "test_fraction": test_fraction,
         },
     }
-    with phase(f"writing {len(rows)} records"):
-        parts = split_rows(
-            shuffled(rows, seed=seed),
-            key="group",
-            seed=seed,
-            validation_fraction=validation_fraction,
-            test_fraction=test_fraction,
-        )
+    with phase(f"writing {kept.total()} records"):
         write_corpus(output_dir, parts, about=about, readme=readme_of("coding", sources))
     print(f"made {output_dir}")
 
@@ -113,18 +116,43 @@ def decontaminate(records: Iterable[Row], held_out: Iterable[Row], *, dropped: C
     """
     held_out = list(held_out)
     names = {row["entry_point"].lower() for row in held_out}
-    grams = set().union(*(_ngrams(row["prompt"] + row["completion"]) for row in held_out))
+    grams = _ngrams(held_out)
     kept = []
     for record in records:
         if names.intersection(re.findall(r"def (\w+)", record["completion"].lower())):
             dropped["function of the same name in HumanEval"] += 1
-        elif not grams.isdisjoint(_ngrams(record["prompt"] + record["completion"])):
+        elif not grams.isdisjoint(_ngrams([record])):
             dropped[f"{_NGRAM} words in a row also in HumanEval"] += 1
         else:
             kept.append(record)
     return kept
 
 
-def _ngrams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[start : start + _NGRAM]) for start in range(len(words) - _NGRAM + 1)}
+def keep_apart(parts: Mapping[str, list[Row]], *, dropped: Mapping[str, Counter[str]]) -> dict[str, list[Row]]:
+    """The parts of a corpus, without what of ``train`` has 20 words in a row in common with a record of another part.
+
+    Modules and problems stay together in the split, but now and then two of them solve the same task in the same words.
+
+    Args:
+        parts: rows by the name of their part.
+        dropped: counts what is left out of each origin, by reason.
+    """
+    grams = _ngrams(row for name, rows in parts.items() if name != "train" for row in rows)
+    train = []
+    for record in parts["train"]:
+        if grams.isdisjoint(_ngrams([record])):
+            train.append(record)
+        else:
+            dropped[record["origin"]][f"{_NGRAM} words in a row also in validation or test"] += 1
+    return {**parts, "train": train}
+
+
+def _ngrams(records: Iterable[Row]) -> set[tuple[str, ...]]:
+    """All runs of 20 words in prompts with their answers. Comments of answers do not count: one that CodeI/O writes into every
+    sixth program would make them all alike."""
+    grams: set[tuple[str, ...]] = set()
+    for record in records:
+        text = record["prompt"] + re.sub(r"#.*", "", record["completion"])
+        words = re.findall(r"\w+", text.lower())
+        grams.update(tuple(words[start : start + _NGRAM]) for start in range(len(words) - _NGRAM + 1))
+    return grams

@@ -97,13 +97,15 @@ def _run(folder: Path) -> dict[str, Any]:
     keys = dict.fromkeys(key for row in rows for key in row if key != "step" and not key.startswith("seconds/"))
     training = {key: [[row["step"], row[key]] for row in rows if row.get(key) is not None] for key in keys}
     validations = load_validations(folder)
+    entries = [entry for each in validations.values() for entry in each.values()]
     return {
         "training": {key: points for key, points in training.items() if points},
         "advantages": advantage_quantiles(folder),
         "seconds": _seconds(rows),
         "validation": _validation(validations),
         "changes": _changes(validations),
-        "rows": max((len(entry.values) for each in validations.values() for entry in each.values()), default=0),
+        "rows": max((len(entry.values) for entry in entries), default=0),
+        "groups": max((len(set(entry.groups or ())) for entry in entries), default=0),
     }
 
 

@@ -22,8 +22,9 @@ def before_after(run_dir: Path) -> Table:
             f"'{run_dir}' holds {len(validations)} validations; a comparison needs one before and one after"
         )
     (first, before), *_, (last, after) = validations.items()
-    rows = len(before["cross_entropy"].values)
-    table = Table(title=f"Validation, {rows} rows of held-out text")
+    held_out = after["cross_entropy"]
+    groups = "" if held_out.groups is None else f", {len(set(held_out.groups))} groups"
+    table = Table(title=f"Validation, {len(held_out.values)} rows of held-out text{groups}")
     table.add_column("metric")
     for heading in (f"step {first}", f"step {last}", "change ± paired standard error", "in standard errors"):
         table.add_column(heading, justify="right")

@@ -39,6 +39,7 @@ class Prompts:
             "doc_ids": torch.where(inside, 0, -1),
             "target_mask": inside & (position >= len(prompt)),
             "record": self.records[index],
+            "group": self.records[index]["group"],
         }
 
 

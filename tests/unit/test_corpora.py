@@ -19,6 +19,7 @@ from components.prepare import (
     evaluate,
     flaw,
     impurity,
+    keep_apart,
     main,
     make_records,
     read_codeio,
@@ -320,6 +321,24 @@ def test_a_record_with_a_held_out_function_is_left_out():
     dropped = Counter()
     assert decontaminate(records, held_out, dropped=dropped) == records[2:]
     assert sorted(dropped.values()) == [1, 1]
+
+
+def test_what_is_trained_on_shares_no_20_words_in_a_row_with_what_is_held_out():
+    words = [f"word{i}" for i in range(25)]
+    copied, stock = " ".join(words[2:22]), " ".join(f"stock{i}" for i in range(30))
+    row = {"origin": "toolz", "prompt": "p"}
+    train = [
+        row | {"completion": f"x\n{copied}"},
+        row | {"completion": f"x = 1  # {stock}"},  # a comment is no copy
+        row | {"completion": " ".join(words[2:21])},  # 19
+        row | {"completion": "def solve(): ...", "entry_point": "solve"},  # a name alone is none either
+    ]
+    test = [row | {"completion": " ".join(words)}, row | {"completion": f"def solve(): ...\n# {stock}"}]
+    dropped = {"toolz": Counter()}
+    for held_out in ({"validation": test, "test": []}, {"validation": [], "test": test}):
+        parts = keep_apart({"train": train, **held_out}, dropped=dropped)
+        assert parts == {"train": train[1:], **held_out}
+    assert dropped == {"toolz": {"20 words in a row also in validation or test": 2}}
 
 
 def test_a_record_whose_answer_fails_a_test_is_left_out(sandbox):

@@ -154,6 +154,15 @@ def test_fewer_rows_than_one_batch_of_all_ranks_is_refused(shuffle):
         loader(5, 3, world_size=2, shuffle=shuffle)
 
 
+def test_groups_travel_with_their_rows():
+    rows = [Numbered(3)[index] for index in range(3)]
+    assert collate(rows).groups is None
+    batch = collate([{**row, "group": name} for row, name in zip(rows, "aab", strict=True)])
+    assert batch.to("cpu").groups == ["a", "a", "b"]
+    part = batch.rows(slice(1, 3))
+    assert (part.tokens.tolist(), part.groups, part.records) == ([[1, 1], [2, 2]], ["a", "b"], None)
+
+
 def test_records_travel_with_their_rows():
     rows = [Numbered(2)[index] for index in range(2)]
     assert collate(rows).records is None

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from components.blocks import CompletionAnchor, StridedAnchors
-from components.data import load_tokenizer
+from components.data import batch_loader, load_tokenizer
 from components.evaluation import (
     Calibration,
     Completions,
@@ -23,7 +23,11 @@ from components.evaluation import (
     Translation,
     block_losses,
     compare,
+    load_scores,
+    row_groups,
     run_measure,
+    save_found,
+    validate,
 )
 from components.features import FrozenNetwork, HiddenStateFeatures
 from components.models import Policy
@@ -261,6 +265,39 @@ def test_greedy_completions_are_those_of_plain_forwards_whatever_batch_they_are_
         assert texts[record["id"]]["scores"] == Digits()([text], [record])
     assert sum(row[0] for row in found.scores.sums["finished"]) == finished
     assert 0 < finished < 7  # both ways of ending are seen
+
+
+class TwoFiles(FourRows):
+    """The same, from two files."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"group": "aabb"[index]}
+
+
+def test_rows_are_of_their_groups_and_else_each_of_its_own():
+    assert measure(CrossEntropy(dataset=TwoFiles(), batch_size=3)).scores.groups == ["a", "a", "b", "b"]
+    assert measure(CrossEntropy(dataset=FourRows(), batch_size=3)).scores.groups == [f"row {i}" for i in range(4)]
+
+
+def test_validation_keeps_the_groups_of_rows_for_every_metric():
+    for dataset, groups in ((TwoFiles(), ["a", "a", "b", "b"]), (FourRows(), None)):
+        found = validate(
+            Policy(tiny_decoder()),
+            batch_loader(dataset, batch_size=3, seed=0, shuffle=False),
+            generator(),
+            HiddenStateFeatures(network=FrozenNetwork(tiny_decoder())),
+            FeatureMatchingReward(),
+            seed=0,
+        )
+        assert {"cross_entropy", "feature_matching_loss", "duplicate_rollouts"} < found.keys()
+        assert all(entry.groups == groups for entry in found.values())
+
+
+def test_scores_of_rows_in_other_groups_are_measured_again(tmp_path):
+    found = measure(CrossEntropy(dataset=TwoFiles(), batch_size=3))
+    save_found(tmp_path, "m", "base", found, {"seed": 0})
+    assert load_scores(tmp_path, "m", "base", {"seed": 0}, row_groups(TwoFiles())) == found.scores
+    assert load_scores(tmp_path, "m", "base", {"seed": 0}, row_groups(FourRows())) is None
 
 
 def test_pass_at_k_is_over_samples_with_full_marks(tokenizer):

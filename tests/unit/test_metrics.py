@@ -79,9 +79,43 @@ def test_equal_weights_give_the_ordinary_standard_error(rows):
     assert weighted.mean() == pytest.approx(float((values * weights).sum() / weights.sum()), abs=1e-9)
 
 
+def test_rows_of_one_group_count_as_one():
+    """Two files of two rows each: mean 3, residuals summed within files -2 and 2, so sqrt((4 + 4) * 2 / 1) / 4 = 1."""
+    measured = Measured([1.0, 3.0, 4.0, 4.0], [1, 1, 1, 1], ["a", "a", "b", "b"])
+    assert measured.mean() == 3
+    assert measured.standard_error() == pytest.approx(1)
+    assert Measured([1.0, 3.0], [1, 1], ["a", "a"]).standard_error() == math.inf
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 9)), min_size=2, max_size=12), st.integers(2, 5))
+def test_copies_of_rows_in_their_groups_leave_the_standard_error_as_it_is(rows, copies):
+    values, weights = (list(column) for column in zip(*rows, strict=True))
+    names = [f"file {number}" for number in range(len(rows))]
+    alone = Measured(values, weights).standard_error()
+    assert Measured(values, weights, names).standard_error() == pytest.approx(alone)
+    repeated = Measured(values * copies, weights * copies, names * copies)
+    assert repeated.standard_error() == pytest.approx(alone, abs=1e-12)
+
+
 def test_validations_of_different_rows_are_not_compared():
     with pytest.raises(ValueError, match="of different rows"):
         Measured([1.0, 2.0], [1, 1]).change_since(Measured([1.0], [1]))
+    with pytest.raises(ValueError, match="of different rows"):
+        Measured([1.0, 2.0], [1, 1], ["a", "b"]).change_since(Measured([1.0, 2.0], [1, 1], ["a", "c"]))
+
+
+def test_a_change_is_of_the_groups_that_either_validation_knows(tmp_path):
+    folder = tmp_path / "validation"
+    folder.mkdir()
+    (folder / "step_000000.json").write_text('{"cross_entropy": {"values": [1.0, 2.0], "weights": [3, 4]}}')
+    old = load_validations(tmp_path)[0]["cross_entropy"]
+    assert old == Measured([1.0, 2.0], [3, 4], None)
+    grouped = Measured([2.0, 2.0], [3, 4], ["a", "b"])
+    for change in (grouped.change_since(old), grouped.change_since(grouped)):
+        assert change.groups == ["a", "b"]
+    assert old.change_since(old).groups is None
+    save_validation(tmp_path, 5, {"cross_entropy": grouped})
+    assert load_validations(tmp_path)[5]["cross_entropy"] == grouped
 
 
 def test_validations_are_kept_by_step_and_forgotten_after_one(tmp_path):
@@ -100,6 +134,10 @@ def test_ranks_are_merged_in_the_order_of_the_rows():
         {"a": Measured([0.0, 0.0], [0, 0]), "b": Measured([6.0, 0.0], [1, 0]), "c": Measured([0.0, 0.0], [0, 0])},
     ]
     assert merge(parts) == {"a": Measured([1.0, 3.0], [2, 2]), "b": Measured([5.0, 6.0, 7.0], [1, 1, 1])}
+    for part in parts:
+        for entry in part.values():
+            entry.groups = [f"{value}" for value in entry.values]
+    assert merge(parts)["b"] == Measured([5.0, 6.0, 7.0], [1, 1, 1], ["5.0", "6.0", "7.0"])
 
 
 def test_the_table_compares_the_first_with_the_last(tmp_path):
@@ -107,8 +145,12 @@ def test_the_table_compares_the_first_with_the_last(tmp_path):
         values = [2.0 + shift, 4.0 + 2 * shift]
         save_validation(tmp_path, step, {"cross_entropy": Measured(values, [1, 1])})
     table = before_after(tmp_path)
+    assert table.title == "Validation, 2 rows of held-out text"
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[1:] == ["3.0000", "1.5000", "-1.5000 ± 0.5000", "-3.0"]
+    for step in (0, 10):
+        save_validation(tmp_path, step, {"cross_entropy": Measured([2.0, 4.0, 3.0], [1, 1, 1], ["a", "b", "b"])})
+    assert before_after(tmp_path).title == "Validation, 3 rows of held-out text, 2 groups"
     with pytest.raises(ValueError, match="holds 0 validations"):
         before_after(tmp_path / "other")
 

@@ -56,7 +56,7 @@ def test_rows_laid_end_to_end_are_the_documents(tokenizer, texts, seq_len, add_b
         assert row["tokens"].tolist() == [token for token, _ in expected] + [tokenizer.pad_id] * padding
         assert row["doc_ids"].tolist() == [number - expected[0][1] for _, number in expected] + [-1] * padding
         assert torch.equal(row["target_mask"], row["doc_ids"] >= 0)
-        assert {key: value.dtype for key, value in row.items()} == {
+        assert {key: row[key].dtype for key in row if key != "group"} == {
             "tokens": torch.long,
             "doc_ids": torch.long,
             "target_mask": torch.bool,
@@ -69,23 +69,62 @@ def test_documents_that_flow_into_one_another_are_one(tokenizer):
     assert short[0]["doc_ids"].tolist() == [0] * 4 + [-1]
 
 
-def test_max_rows_keeps_the_first_rows_and_reads_no_further():
-    class LengthTokenizer:
-        """A text becomes its length."""
+class LengthTokenizer:
+    """A text becomes its length."""
 
-        pad_id = 0
+    pad_id = 0
 
-        def __init__(self):
-            self.read = 0
+    def __init__(self):
+        self.read = 0
 
-        def encode(self, text, add_bos=False, add_eos=False):
-            self.read += 1
-            return [len(text)]
+    def encode(self, text, add_bos=False, add_eos=False):
+        self.read += 1
+        return [len(text)]
 
-    texts = ["a" * (i % 7) for i in range(1000)]
+
+@pytest.mark.parametrize(
+    ("max_rows", "kept"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4])]
+)
+def test_max_rows_are_spread_evenly_over_all_documents(max_rows, kept):
+    texts = ["a" * i for i in range(17)]  # five rows of 3, and 2 tokens left over
+    rows = pack(LengthTokenizer(), texts, seq_len=3, max_rows=max_rows)
+    assert [row["tokens"].tolist() for row in rows] == [[3 * row, 3 * row + 1, 3 * row + 2] for row in kept]
+    assert [row["group"] for row in rows] == [f"document {3 * row}" for row in kept]
+
+
+def test_max_rows_of_a_stream_are_the_first_and_it_is_read_no_further():
+    source = datasets.Dataset.from_dict({"text": ["a" * (i % 7) for i in range(1000)]}).to_iterable_dataset()
     tokenizer = LengthTokenizer()
-    assert [row["tokens"].tolist() for row in pack(tokenizer, texts, seq_len=3, max_rows=2)] == [[0, 1, 2], [3, 4, 5]]
-    assert tokenizer.read < len(texts)
+    rows = PackedText(tokenizer=tokenizer, source=source, seq_len=3, max_rows=2)
+    assert [row["tokens"].tolist() for row in rows] == [[0, 1, 2], [3, 4, 5]]
+    assert [row["group"] for row in rows] == ["document 0", "document 3"]
+    assert tokenizer.read < 1000
+
+
+@pytest.mark.parametrize("isolate_documents", [True, False])
+def test_a_row_is_of_the_group_that_most_of_its_tokens_are_of(tokenizer, isolate_documents):
+    texts, groups = ["a", "bb", "", "cccc", "d"], ["x.py", "y.py", "z.py", 7, None]
+    source = datasets.Dataset.from_dict({"text": texts, "group": [None if g is None else str(g) for g in groups]})
+    options = {"seq_len": 4, "add_eos": False, "isolate_documents": isolate_documents}
+    rows = PackedText(tokenizer=tokenizer, source=source, **options)  # abbc | cccd
+    assert [row["group"] for row in rows] == ["y.py", "7"]
+    rows = PackedText(
+        tokenizer=tokenizer, source=source, **{**options, "seq_len": 2}
+    )  # ab | bc | cc | cd: first of equals
+    assert [row["group"] for row in rows] == ["x.py", "y.py", "7", "7"]
+    [row] = PackedText(tokenizer=tokenizer, source=source, **{**options, "seq_len": 9})  # a padded row
+    assert row["group"] == "7"
+    ungrouped = pack(tokenizer, texts, seq_len=2, add_eos=False)
+    assert [row["group"] for row in ungrouped] == ["document 0", "document 1", "document 2", "document 2"]
+    last = source.select([4])
+    assert PackedText(tokenizer=tokenizer, source=last, **{**options, "seq_len": 2})[0]["group"] == "document 0"
+
+
+def test_groups_leave_the_fingerprint_as_it_is(tokenizer):
+    source = datasets.Dataset.from_dict({"text": ["abc", "de"], "group": ["m", "m"]})
+    assert PackedText(tokenizer=tokenizer, source=source, seq_len=2).fingerprint == (
+        pack(tokenizer, ["abc", "de"], seq_len=2).fingerprint
+    )
 
 
 def test_a_torchtune_tokenizer_gives_the_same_rows(tokenizer, tokenizer_dir):

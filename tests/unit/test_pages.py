@@ -128,7 +128,7 @@ def test_what_a_run_lacks_is_left_out(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
     data = data_of(report_page([tmp_path / "run"], tmp_path / "report.html"))
-    empty = {"training": {}, "advantages": [], "seconds": {}, "validation": {}, "changes": [], "rows": 0}
+    empty = {"training": {}, "advantages": [], "seconds": {}, "validation": {}, "changes": [], "rows": 0, "groups": 0}
     assert data["runs"] == [{"name": "run"} | empty]
     assert (data["training"], data["validation"], data["evaluations"], data["differences"]) == ([], [], [], [])
 

@@ -113,6 +113,31 @@ def test_packed_rows_hold_the_same_records_one_document_each_in_order(tokenizer,
         assert list(zip(*(row[key].tolist() for key in ("tokens", "target_mask", "doc_ids")), strict=True)) == flat
 
 
+def test_a_stream_of_records_is_refused(tokenizer):
+    source = datasets.Dataset.from_list(pairs("a|b")).to_iterable_dataset()
+    with pytest.raises(
+        ValueError, match="source is a stream, and PromptCompletion reads no streams; use .*load_records"
+    ):
+        PromptCompletion(tokenizer=tokenizer, source=source, seq_len=8)
+
+
+def test_rows_are_of_their_records_groups(tokenizer, chatty):
+    records = [record | {"group": group} for record, group in zip(pairs("a|b", "a|bc", "b|a"), "mmn", strict=True)]
+    assert [row["group"] for row in rows(tokenizer, records)] == ["m", "m", "n"]
+    assert [row["group"] for row in rows(chatty, records, seq_len=20, chat=True)] == ["m", "m", "n"]
+    numbered = [records[0] | {"group": 7}, records[1] | {"group": None}]
+    assert [row["group"] for row in rows(tokenizer, numbered)] == ["7", "record 1"]
+    assert "group" not in rows(tokenizer, pairs("a|b"))[0]
+
+
+def test_a_packed_row_is_of_the_longest_records_group_the_first_of_equals(tokenizer):
+    records = [
+        record | {"group": group} for record, group in zip(pairs("a|b", "a|bc", "b|ac", "b|"), "mnop", strict=True)
+    ]  # with EOS 3, 4, 4 and 2 tokens
+    assert [row["group"] for row in rows(tokenizer, records, seq_len=13, packed=True)] == ["n"]
+    assert [row["group"] for row in rows(tokenizer, records, seq_len=7, packed=True)] == ["n", "o"]
+
+
 @pytest.mark.parametrize("template", [None, "Q: {prompt}\nA:"])
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_row_begins_with_what_a_completion_is_generated_from(chatty, template, chat):

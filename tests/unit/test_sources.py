@@ -7,7 +7,7 @@ import re
 import datasets
 import pytest
 
-from components.data import load_records, load_text, stream_text
+from components.data import load_records, load_text, split_by_group, stream_text
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +38,8 @@ def jsonl(*rows):
 def test_every_text_file_is_one_document_in_the_order_of_names(folder):
     write(folder, b_py="second\nline\n", a_md="first", sub__c_txt="Dritter: ü")
     documents = load_text(str(folder))
-    assert documents.column_names == ["text"]
     assert documents["text"][:] == ["first", "second\nline\n", "Dritter: ü"]
+    assert documents["group"][:] == [str(folder / name) for name in ("a.md", "b.py", "sub/c.txt")]
 
 
 def test_a_glob_and_a_file_name_what_to_read(folder):
@@ -54,8 +54,9 @@ def test_every_row_is_one_document(folder, kind):
     path = folder / f"rows.{kind}"
     getattr(rows, f"to_{kind}")(path)
     documents = load_text(str(path), column="code")
-    assert documents.column_names == ["text"]
+    assert documents.column_names == ["text", "group"]
     assert documents["text"][:] == ["a\n", "b"]
+    assert documents["group"][:] == [f"{path} row 0", f"{path} row 1"]
 
 
 def test_row_files_of_a_folder_named_after_splits_are_kept_apart(folder):
@@ -84,6 +85,30 @@ def test_max_documents_keeps_the_first(folder):
     write(folder, a_jsonl=jsonl(*({"text": str(i)} for i in range(5))))
     assert load_text(str(folder), max_documents=2)["text"][:] == ["0", "1"]
     assert len(load_text(str(folder), max_documents=9)) == 5
+
+
+def test_rows_keep_their_group_and_their_number_when_blank_ones_are_dropped(folder):
+    rows = [{"text": "a", "group": "m"}, {"text": " ", "group": "m"}, {"text": "b", "group": "n"}]
+    write(folder, a_jsonl=jsonl(*rows), b_jsonl=jsonl(*({"text": row["text"]} for row in rows)))
+    assert load_text(str(folder / "a.jsonl"))["group"][:] == ["m", "n"]
+    path = str(folder / "b.jsonl")
+    assert load_text(path)["group"][:] == [f"{path} row 0", f"{path} row 2"]
+    assert load_text(str(folder / "a.jsonl"), column="group")[:]["text"] == ["m", "m", "n"]
+
+
+def test_texts_are_split_by_file_and_by_group(folder):
+    write(folder, **{f"sub__{number}_txt": f"text {number // 3}" for number in range(60)})
+    write(folder, rows__a_jsonl=jsonl(*({"text": f"text {i}", "group": i // 3} for i in range(60))))
+    for path, groups in (("sub", 60), ("rows", 20)):
+        parts = []
+        for part in ("train", "validation"):
+            source, stream = load_text(str(folder / path)), stream_text(str(folder / path))
+            kept = split_by_group(source, part=part, fraction=0.4)
+            streamed = list(split_by_group(stream, part=part, fraction=0.4))
+            assert streamed == list(kept)
+            parts.append({row["group"] for row in kept})
+        assert not parts[0] & parts[1]
+        assert len(parts[0] | parts[1]) == groups
 
 
 def test_nothing_is_written_beside_the_data(folder):
@@ -176,7 +201,6 @@ def test_a_stream_gives_the_documents_of_load_text(folder):
     write(folder, rows__a_jsonl=jsonl(*({"code": text} for text in texts)), rows__b_jsonl=jsonl({"code": "c"}))
     for path, column, expected in (("sub", "text", ["a", "ü\n", "b"]), ("rows", "code", ["a", "ü\n", "b", "c"])):
         stream = stream_text(str(folder / path), column=column)
-        assert [list(row) for row in stream] == [["text"]] * len(expected)
         assert [row["text"] for row in stream] == expected == load_text(str(folder / path), column=column)["text"][:]
 
 

@@ -40,7 +40,7 @@ def stream_of(texts, shards=1):
 
 
 def as_lists(row):
-    return tuple(tuple(value.tolist()) for value in row.values())
+    return tuple(tuple(row[key].tolist()) for key in ("tokens", "doc_ids", "target_mask"))
 
 
 def batches(stream, count):

@@ -185,9 +185,10 @@ function showChanges() {
   const steps = new Set(rows.map(({ change }) => `${change.first} ${change.last}`));
   const { first, last } = rows[0].change;
   const headings = steps.size === 1 ? [`step ${first}`, `step ${last}`] : ["first", "last"];
-  const sizes = new Set(data.runs.filter((run) => run.changes.length).map((run) => run.rows));
-  section("changes", "Before and after", `${[...sizes].join(" and ")} held-out rows, with the same anchors and random numbers each time: `
-    + "errors are of the paired difference, row by row. Bold: more than two standard errors.",
+  const sizes = new Set(data.runs.filter((run) => run.changes.length).map((run) => (
+    `${run.rows} held-out rows${run.groups ? ` in ${run.groups} groups` : ""}`)));
+  section("changes", "Before and after", `${[...sizes].join(" and ")}, with the same anchors and random numbers each time: `
+    + "errors are of the paired difference, row by row, rows of a group taken together. Bold: more than two standard errors.",
   table(["metric", ...(many ? ["run"] : []), ...headings, "change ± standard error", "in standard errors"], cells, many ? [2, 6] : [1, 5]));
 }
 
