@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.evaluation import load_validations
 from components.models import load_decoder
-from components.training import load_config, read_metrics, stop
+from components.training import Interrupt, load_config, read_metrics, stop
 from recipes.ebft import EBFTRecipe
 from tests.checkpoints import write_checkpoint, write_corpus
 from tests.tiny import whole
@@ -205,7 +205,8 @@ def test_everything_promised_is_logged(overrides):
 def test_validation_cross_entropy_is_transformers_cross_entropy(overrides, material):
     """An independent model on the same rows (one document each, so that both see the same context)."""
     recipe = build([*overrides, "validation.dataset.isolate_documents=false"])
-    recipe.validate()
+    with Interrupt(print) as interrupt:
+        recipe.validate(interrupt)
     measured = load_validations(recipe.output_dir)[0]["cross_entropy"]
     model = AutoModelForCausalLM.from_pretrained(material[0], dtype=torch.float32)
     rows = torch.cat([batch.tokens for batch in recipe.validation_loader])
