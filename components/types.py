@@ -162,7 +162,7 @@ class Reward(Protocol):
     """Scores every sample of every block.
 
     A reward may say ``uses_features = False``: no features are then made for it, and those it is given are empty. One
-    that says ``uses_records = True`` needs ``batch.records``.
+    that says ``uses_records = True`` needs ``batch.records``, and whole completions: no strided anchors, and stop tokens.
     """
 
     def __call__(self, batch: Batch, rollouts: Rollouts, features: Features) -> Rewards: ...

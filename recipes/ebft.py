@@ -27,6 +27,7 @@ from components.features import MovingAverage
 from components.losses import TokenCounts
 from components.models import Policy, deferred_weights
 from components.report import before_after, plot_run
+from components.rewards import SandboxError
 from components.rollouts import duplicate_share
 from components.schedules import scheduled
 from components.types import Batch, Rewards, Rollouts
@@ -374,7 +375,7 @@ def main() -> int:
     try:
         recipe = EBFTRecipe(training.parse_args())
         recipe.setup()
-        mistakes = (FloatingPointError, training.CheckpointError)
+        mistakes = (FloatingPointError, training.CheckpointError, SandboxError)
         recipe.train()
         recipe.cleanup()
     except Exception as error:

@@ -14,7 +14,7 @@ from components.data import HFTokenizer, Rows, collate
 from components.evaluation.measures import Measure, Row
 from components.evaluation.statistics import pass_at_k
 from components.models import Policy
-from components.rewards import Verifier
+from components.rewards import Verifier, verified
 from components.rollouts import BlockParallelGenerator
 from components.types import Batch
 
@@ -136,8 +136,10 @@ class Completions(_Generation):
     ) -> list[tuple[dict[str, list[float]], dict[str, Any]]]:
         """See the class."""
         n = self.generator.num_samples
-        scores = self.verifier(
-            [text for samples in texts for text in samples], [record for record in records for _ in range(n)]
+        scores = verified(
+            self.verifier,
+            [text for samples in texts for text in samples],
+            [record for record in records for _ in range(n)],
         )
         judged = []
         for row, samples in enumerate(texts):

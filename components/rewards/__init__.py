@@ -2,7 +2,8 @@
 
 from components.rewards.energy import FeatureMatchingReward
 from components.rewards.nothing import NoReward
-from components.rewards.sandbox import Process, Result, Sandbox
+from components.rewards.process import Process, Result, SandboxError
+from components.rewards.sandbox import Sandbox
 from components.rewards.unit_tests import UnitTests
 from components.rewards.verifiers import (
     ExactMatch,
@@ -10,6 +11,7 @@ from components.rewards.verifiers import (
     SentenceChrF,
     Verifier,
     VerifierReward,
+    verified,
 )
 from components.rewards.whitening import Whitened, Whitening, whiten
 
@@ -20,6 +22,7 @@ __all__ = [
     "Process",
     "Result",
     "Sandbox",
+    "SandboxError",
     "SentenceBLEU",
     "SentenceChrF",
     "UnitTests",
@@ -27,5 +30,6 @@ __all__ = [
     "VerifierReward",
     "Whitened",
     "Whitening",
+    "verified",
     "whiten",
 ]

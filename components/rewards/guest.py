@@ -3,8 +3,11 @@
 Standard library only. It sets the limits that hold from then on, then does one of three things with the program it is given:
 
 - ``run``: execute it as a script.
-- ``serve``: execute it as a module, then answer requests for values, one line of JSON each.
+- ``serve``: execute a completion as a module, then answer requests for values, one line of JSON each.
 - ``check``: execute trusted assertions about a function that lives in another sandbox, and ask for its values.
+
+Before that, and before it has looked at the program, it says ``READY``: a process that ends without having said so failed by
+no fault of the program's.
 
 Nothing in a process that has executed generated code can be relied upon, this code included. A serving program can
 therefore only *state* values; whether they are right is decided elsewhere, by what it never sees.
@@ -28,6 +31,7 @@ def main() -> None:
     del sys.argv[1:]
     with open(program_fd, encoding="utf-8") as file:
         program = file.read()
+    channel = None if task == "run" else Channel(channel_fd)
     for kind, soft, hard in (
         (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),  # SIGXCPU, which says why, before SIGKILL
         (resource.RLIMIT_AS, memory, memory),
@@ -39,19 +43,21 @@ def main() -> None:
     ):
         resource.setrlimit(kind, (soft, hard))
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # `site` would have put them there
-    if task == "run":
-        execute(program, "__main__")
+    os.write(channel_fd, b"READY\n")
+    if channel is None:
+        os.close(channel_fd)
+        execute(compile(program, "<__main__>", "exec"), "__main__")
     elif task == "serve":
-        serve(program, Channel(channel_fd))
-    elif task == "check":
-        check(program, Channel(channel_fd))
+        serve(program, channel)
+    else:
+        check(program, channel)
 
 
-def execute(program: str, name: str) -> dict[str, "Any"]:
-    """Run ``program`` as the module ``name``, which dataclasses, pickle and others look up; its namespace."""
+def execute(code: types.CodeType, name: str) -> dict[str, "Any"]:
+    """Run ``code`` as the module ``name``, which dataclasses, pickle and others look up; its namespace."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(program, f"<{name}>", "exec"), module.__dict__)
+    exec(code, module.__dict__)
     return module.__dict__
 
 
@@ -78,9 +84,11 @@ class Channel:
 def serve(program: str, channel: Channel) -> None:
     """Answer ``{"expression"}`` with ``{"value": plain JSON}`` and ``{"call", "arguments"}`` with ``{"value": tagged}``.
 
-    A request that raises is answered with ``{"error": name of the exception}``.
+    A request that raises is answered with ``{"error": name of the exception}``. ``program`` is a JSON ``{"context",
+    "candidates"}``, see :func:`compiled`.
     """
-    namespace = execute(program, "solution")
+    record = channel.loads(program)
+    namespace = execute(compiled(record["context"], record["candidates"]), "solution")
     sys.set_int_max_str_digits(0)
     while True:
         request = channel.receive()
@@ -113,11 +121,37 @@ def check(program: str, channel: Channel) -> None:
             raise (kind if known else RuntimeError)(f"raised by {record['entry_point']}")
         return decode(reply["value"])
 
-    namespace = execute(record["context"], "checker")
+    namespace = execute(compile(record["context"], "<checker>", "exec"), "checker")
     exec(compile(record["check"], "<check>", "exec"), namespace)
     namespace[record["entry_point"]] = candidate  # what the context has under this name has no body yet
     namespace["check"](candidate)
     channel.send("PASSED")
+
+
+def compiled(context: str, candidates: list[str]) -> types.CodeType:
+    """The first of ``candidates`` that compiles behind ``context``, as it is or without what follows its whole statements.
+
+    A completion that was cut off, or goes on in prose, is so judged by what it had said before. Only statements at the margin
+    are left out, with all that follows: no part of a function stays, and never the context alone.
+    """
+    for candidate in candidates:
+        text = context + candidate
+        while True:
+            try:
+                return compile(text, "<solution>", "exec")
+            except SyntaxError as error:
+                text = shortened(text, error.lineno)
+            if not text[len(context) :].strip():
+                break
+    raise SyntaxError("no code")
+
+
+def shortened(text: str, line: "int | None") -> str:
+    """``text`` up to the statement at the margin that ``line`` (from 1; None: the last) belongs to."""
+    lines = text.split("\n")
+    last = min(line or len(lines), len(lines)) - 1
+    starts = (number for number in range(last, 0, -1) if lines[number][:1] not in ("", " ", "\t", "#"))
+    return "\n".join(lines[: next(starts, 0)])
 
 
 KINDS: dict[str, "Any"] = {kind.__name__: kind for kind in (tuple, set, frozenset, bytes, bytearray, dict)}

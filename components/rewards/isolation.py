@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 NOBODY = 65534
+LIBRARIES = ("lib", "lib32", "lib64", "libx32")
+SYSTEM_PREFIXES = (Path("/usr"), Path("/usr/local"))
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 # System calls that take memory which no limit counts, or open parts of the kernel that programs do not need.
@@ -32,18 +34,29 @@ def unprivileged() -> list[str]:
 
 
 def shared_python() -> str:
-    """The interpreter that runs this, or the system's if the sandbox's user could not read that one."""
+    """The interpreter that runs this, or the system's if the sandbox's user could not read that one, or would see too much."""
     own = Path(sys.base_prefix, "bin", "python3")
     for path in (own, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin") or "/nowhere"):
         python = Path(path).resolve()
-        if python.exists() and (
-            os.geteuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in (python, *python.parents))
+        if (
+            python.exists()
+            and not _private_folder_in(_prefix(python))
+            and (os.geteuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in (python, *python.parents)))
         ):
             return str(python)
     raise ValueError(
-        f"{own} cannot be read by unprivileged users, and there is no other; name an interpreter in "
-        "python, or install the system's (apt-get install python3)"
+        f"{own} cannot be read by unprivileged users or stands among files of yours, and there is no other; name an "
+        "interpreter in python, or install the system's (apt-get install python3)"
     )
+
+
+def private_folders() -> list[Path]:
+    """What generated code must not see: the home folder, the one that this was started in, and the checkout."""
+    folders = [Path(os.path.expanduser("~")), Path.cwd()]
+    checkout = Path(__file__).parents[2]
+    if (checkout / "pyproject.toml").exists():  # otherwise it is a folder of installed packages
+        folders.append(checkout)
+    return list(dict.fromkeys(folder.resolve() for folder in folders))
 
 
 def call_filter() -> bytes:
@@ -77,15 +90,36 @@ def bubblewrap(python: str, *, disk_bytes: int) -> list[str]:
             "generated code needs bubblewrap to be isolated; install the package bubblewrap (apt-get install bubblewrap)"
         )
     command = [bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
-    command += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    for name in ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"):
-        if os.path.islink(name):
-            command += ["--symlink", os.readlink(name), name]
-        elif os.path.isdir(name):
-            command += ["--ro-bind", name, name]
-    prefix = Path(python).resolve().parent.parent
-    if not prefix.is_relative_to("/usr"):
-        command += ["--ro-bind", str(prefix), str(prefix)]
+    for file in ("/etc/ld.so.cache", "/usr/share/zoneinfo"):
+        command += ["--ro-bind-try", file, file]
+    for folder in _opened(Path("/")):
+        if folder.is_symlink():
+            command += ["--symlink", os.readlink(folder), str(folder)]
+        else:
+            command += ["--ro-bind", str(folder), str(folder)]
+    prefix = _prefix(python)
+    if private := _private_folder_in(prefix):
+        raise ValueError(
+            f"python is {python}, and its prefix {prefix} holds {private}, which generated code must not see; name an "
+            "interpreter that has a folder of its own, such as /usr/bin/python3"
+        )
+    for folder in dict.fromkeys((*_opened(Path("/usr")), *_opened(prefix))):
+        command += ["--ro-bind", str(folder), str(folder)]
     for device in DEVICES:
         command += ["--dev-bind", device, device]
     return [*command, "--size", str(disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
+
+
+def _prefix(python: str | Path) -> Path:
+    return Path(python).resolve().parent.parent
+
+
+def _opened(prefix: Path) -> list[Path]:
+    """What of ``prefix`` an interpreter needs: programs, libraries, and in them its standard library."""
+    return [folder for name in ("bin", *LIBRARIES) if (folder := prefix / name).is_dir()]
+
+
+def _private_folder_in(prefix: Path) -> Path | None:
+    """A private folder in ``prefix``; in the system's own, where projects may stand in ``src``, in what is opened of it."""
+    seen = [folder.resolve() for folder in _opened(prefix)] if prefix in SYSTEM_PREFIXES else [prefix]
+    return next((private for private in private_folders() if any(map(private.is_relative_to, seen))), None)

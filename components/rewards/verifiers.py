@@ -6,12 +6,12 @@ the record; the one that runs code stands in ``unit_tests.py``.
 
 import json
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
-from torch import Tensor
 
 from components.rewards.energy import block_means
 from components.types import Batch, Features, Rewards, Rollouts
@@ -23,6 +23,26 @@ class Verifier(Protocol):
     def __call__(self, completions: list[str], records: list[dict[str, Any]]) -> list[float]: ...
 
 
+def verified(verifier: Verifier, completions: list[str], records: list[dict[str, Any]]) -> list[float]:
+    """The scores that ``verifier`` gives, once they are what they must be.
+
+    Raises:
+        ValueError: not one score per completion, or one that is no number from 0 to 1.
+    """
+    scores = verifier(completions, records)
+    name = getattr(verifier, "__name__", type(verifier).__name__)
+    if len(scores) != len(completions):
+        raise ValueError(
+            f"verifier {name} gave {len(scores)} scores for {len(completions)} completions; return one for each"
+        )
+    for score, record in zip(scores, records, strict=True):
+        if not (isinstance(score, numbers.Real) and 0 <= score <= 1):
+            raise ValueError(
+                f"verifier {name} gave {score!r} as the score of record {record.get('id')!r}; return numbers from 0 to 1"
+            )
+    return [float(score) for score in scores]
+
+
 class Decoder(Protocol):
     """What is asked of a tokenizer here: text without special tokens."""
 
@@ -32,19 +52,22 @@ class Decoder(Protocol):
 class VerifierReward:
     """The score of a verifier as the reward of a rollout (RLVR): pointwise, with no pairwise part.
 
-    Rollouts should be whole completions: ``generator.anchors`` a ``CompletionAnchor``, with stop tokens.
+    Rollouts are whole completions: ``generator.anchors`` a ``CompletionAnchor``, with stop tokens.
 
     Args:
         verifier: scores the text.
         tokenizer: turns rollouts into text; the stop token that ended one is left out.
+        stop_tokens: ids of the tokens that end rollouts; the recipe gives those of the generator. Without them, one that is
+            the last of a rollout's ``G`` tokens is taken for text, unless it is a special token.
     """
 
     uses_features = False
     uses_records = True
 
-    def __init__(self, *, verifier: Verifier, tokenizer: Decoder) -> None:
+    def __init__(self, *, verifier: Verifier, tokenizer: Decoder, stop_tokens: Sequence[int] = ()) -> None:
         self.verifier = verifier
         self.tokenizer = tokenizer
+        self.stop_tokens = frozenset(stop_tokens)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, rollouts: Rollouts, features: Features) -> Rewards:
@@ -54,7 +77,7 @@ class VerifierReward:
         ``completion_length`` (tokens, the stop token included).
 
         Raises:
-            ValueError: rows without records.
+            ValueError: rows without records, or scores that :func:`verified` refuses.
         """
         if batch.records is None:
             raise ValueError(
@@ -62,12 +85,12 @@ class VerifierReward:
             )
         lengths = rollouts.mask.sum(dim=-1)  # [B, n, K]
         counted = (lengths > 0).nonzero().tolist()
-        texts = [self._text(rollouts.tokens[b, j, k], int(lengths[b, j, k])) for b, j, k in counted]
+        texts = [self._text(rollouts.tokens[b, j, k].tolist(), int(lengths[b, j, k])) for b, j, k in counted]
         scores = torch.zeros(lengths.shape, dtype=torch.float32)
         empty = torch.zeros(lengths.shape)
         if counted:
             index = tuple(torch.tensor(counted).unbind(dim=1))
-            scores[index] = torch.tensor(self.verifier(texts, [batch.records[b] for b, _, _ in counted]))
+            scores[index] = torch.tensor(verified(self.verifier, texts, [batch.records[b] for b, _, _ in counted]))
             empty[index] = torch.tensor([float(not text.strip()) for text in texts])
         scores = scores.to(lengths.device)
         mask = (lengths > 0).any(dim=1)
@@ -84,9 +107,9 @@ class VerifierReward:
             metrics=block_means(mask, **{name: value.transpose(1, 2) for name, value in metrics.items()}),
         )
 
-    def _text(self, tokens: Tensor, length: int) -> str:
-        stopped = length < len(tokens)
-        return self.tokenizer.decode(tokens[: length - stopped].tolist())
+    def _text(self, tokens: list[int], length: int) -> str:
+        stopped = length < len(tokens) or tokens[-1] in self.stop_tokens
+        return self.tokenizer.decode(tokens[: length - stopped])
 
 
 class ExactMatch:

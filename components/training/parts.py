@@ -63,13 +63,19 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
     offered = {"policy": policy, "tokenizer": tokenizer}
 
     @functools.cache
-    def build(path: str) -> Any:
-        """The part at ``path``; one that validation does not name itself is that of training, and None is one of neither."""
+    def build(path: str, stop_tokens: tuple[int, ...] = ()) -> Any:
+        """The part at ``path``; one that validation does not name itself is that of training, and None is one of neither.
+
+        A reward that reads text needs to know at which tokens the rollouts it is given end.
+        """
         node = OmegaConf.select(cfg, path)
         if node is None:
-            return build(path.removeprefix("validation.")) if path.startswith("validation.") else None
+            return build(path.removeprefix("validation."), stop_tokens) if path.startswith("validation.") else None
+        if stop_tokens and not accepts(node, "stop_tokens"):
+            return build(path)
+        known = {"stop_tokens": stop_tokens} if stop_tokens else {}
         with deferred_weights():
-            return instantiate(node, path=path, offered=offered)
+            return instantiate(node, path=path, offered=offered, **known)
 
     trains = getattr(loss, "uses_rollouts", True)
     if missing := [key for key in ("generator", "reward", "advantage") if trains and key not in cfg]:
@@ -78,7 +84,8 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
         )
     drawn = []
     for used, place_of in ((trains, ""), ("validation" in cfg, "validation.")):
-        generator, reward = (build(place_of + key) if used else None for key in ("generator", "reward"))
+        generator = build(place_of + "generator") if used else None
+        reward = build(place_of + "reward", tuple(getattr(generator, "stop_tokens", ()))) if used else None
         drawn.append(None if generator is None or reward is None else (generator, reward))
     read = any(pair is not None and getattr(pair[1], "uses_features", True) for pair in drawn)
     if read and "feature_extractor" not in cfg:

@@ -6,9 +6,9 @@ import torch
 
 from components.data import Rows, StreamedText, collate, first_rows
 from components.losses import learned_tokens
-from components.rollouts import NoRollouts
+from components.rollouts import NoRollouts, StridedAnchors
 from components.training.messages import say
-from components.training.parts import Parts
+from components.training.parts import Measuring, Parts
 from components.types import Batch, Loss, Rewards
 
 
@@ -22,7 +22,8 @@ def check_parts(*, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> No
 
     Raises:
         ValueError: greedy rollouts, a KL term without reference or a reference without it, too few samples for the
-            advantage, rows without the records that a reward needs, no block that counts, or no token to learn from.
+            advantage, a verifier without whole completions or without the records that it needs, no block that counts, or no
+            token to learn from.
     """
     if loss.uses_reference != (parts.reference is not None):
         raise ValueError(
@@ -33,9 +34,27 @@ def check_parts(*, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> No
         raise ValueError("no token of the first rows of dataset is learned from; its rows hold prompts alone")
     count = f"{len(dataset)} rows" if not isinstance(dataset, StreamedText) else "a stream of rows"
     say(f"{count} of {batch.tokens.shape[1]} tokens")
+    _check_completions(parts.training, "generator")
+    _check_completions(parts.validation, "the generator of validation")
     generator = parts.training.generator
     if not isinstance(generator, NoRollouts):
         _check_rollouts(generator, parts, batch)
+
+
+def _check_completions(measuring: Measuring, name: str) -> None:
+    """A reward that reads records judges whole answers; pieces of them would all be wrong."""
+    generator: Any = measuring.generator
+    if not getattr(measuring.reward, "uses_records", False):
+        return
+    if isinstance(generator.anchors, StridedAnchors):
+        raise ValueError(
+            f"{name} has StridedAnchors as anchors, and reward judges whole completions, of which these are pieces; use "
+            "components.rollouts.CompletionAnchor"
+        )
+    if not generator.stop_tokens:
+        raise ValueError(
+            f"{name} has no stop_tokens, and reward judges whole completions: none would ever end; name at least the EOS token"
+        )
 
 
 def _check_rollouts(generator: Any, parts: Parts, batch: Batch) -> None:

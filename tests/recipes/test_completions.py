@@ -6,12 +6,22 @@ import math
 import pytest
 import torch
 
+from components.rewards import SandboxError
 from components.rollouts import CompletionAnchor
 from components.training import stop
 from tests.recipes.test_bad_input import refused
 from tests.recipes.test_ebft import build, material, overrides, train  # noqa: F401
 
 WORDS = ("red", "green", "blue", "cyan")
+
+
+def broken_sandbox():
+    """A verifier whose sandbox stops working in its first call."""
+
+    def verifier(completions, records):
+        raise SandboxError("the sandbox cannot run a program")
+
+    return verifier
 
 
 class ShareOfE:
@@ -83,3 +93,51 @@ def test_a_verifier_needs_records(completions, tmp_path, capsys, monkeypatch):
     text = refused(settings, capsys, monkeypatch)
     assert "reward needs the records that rows were made from" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "generator.anchors={_component_: components.rollouts.StridedAnchors, stride: 8, context_len: 8}",
+            "generator has StridedAnchors as anchors, and reward judges whole completions",
+        ),
+        ("generator.stop_tokens=[]", "generator has no stop_tokens, and reward judges whole completions"),
+    ],
+)
+def test_a_verifier_needs_whole_completions(completions, tmp_path, capsys, monkeypatch, setting, said):
+    settings = rlvr(completions, "{_component_: tests.recipes.test_completions.ShareOfE}")
+    text = refused([*settings, *(["~generator.anchors"] if "anchors" in setting else []), setting], capsys, monkeypatch)
+    assert said in text
+    assert not (tmp_path / "run").exists()
+
+
+def validating(settings, *nodes):
+    """A setting that validates on the rows trained on."""
+    dataset = next(each for each in settings if each.startswith("dataset="))
+    return f"validation={{every_n_steps: 1, batch_size: 8, {', '.join([dataset, *nodes]).replace('=', ': ')}}}"
+
+
+def test_so_does_one_of_validation(completions, capsys, monkeypatch):
+    verifier = (
+        "{_component_: components.rewards.VerifierReward, verifier: {_component_: components.rewards.ExactMatch}}"
+    )
+    settings = [*completions, validating(completions, f"reward={verifier}"), "generator.stop_tokens=[]"]
+    assert "the generator of validation has no stop_tokens" in refused(settings, capsys, monkeypatch)
+
+
+def test_a_verifiers_reward_knows_the_stop_tokens_of_the_generator_whose_rollouts_it_is_given(completions):
+    settings = rlvr(completions, "{_component_: components.rewards.ExactMatch}")
+    generator = next(each for each in completions if each.startswith("generator="))
+    recipe = build([*settings, validating(completions, generator.replace("<eos>", ";"))])
+    eos, semicolon = recipe.tokenizer.eos_id, recipe.tokenizer.encode(";")[-1]
+    assert (recipe.reward.stop_tokens, recipe.measuring.reward.stop_tokens) == ({eos}, {semicolon})
+    stop()
+    recipe = build([*settings, validating(completions)])
+    assert recipe.measuring.reward is recipe.reward
+    stop()
+
+
+def test_a_sandbox_that_stops_working_ends_the_run_in_one_sentence(completions, capsys, monkeypatch):
+    settings = rlvr(completions, "{_component_: tests.recipes.test_completions.broken_sandbox}")
+    assert "the sandbox cannot run a program" in refused([*settings, "max_steps=1"], capsys, monkeypatch)

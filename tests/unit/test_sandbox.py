@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from components.rewards import Sandbox
+from components.rewards import Sandbox, SandboxError, UnitTests
+from components.rewards.isolation import bubblewrap, shared_python
+from tests.unit.hostile import DAEMON_SECONDS, HOSTILE, START
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {"lib", "lib32", "lib64", "libx32"}
-START = "import ctypes, os, signal, socket, subprocess, sys, time\n"
 
 
 def alive(token):
@@ -121,7 +123,7 @@ def test_what_is_installed_beside_the_standard_library_is_not_there(sandbox):
 
 def test_a_fork_bomb_stays_within_the_number_of_processes(sandbox, attack):
     with sampled(lambda: len(alive(token_of(sandbox)))) as counts:
-        result = attack("while True:\n    try: os.fork()\n    except OSError: pass")
+        result = attack(HOSTILE["forks without end"])
     assert result.status == "timeout"
     assert 4 < max(counts) <= 8 + 2  # and bubblewrap's two
 
@@ -135,75 +137,57 @@ def test_memory_stays_within_its_limit(sandbox, attack):
         return total
 
     with sampled(resident) as sizes:
-        result = attack("kept = []\nwhile True: kept.append(b'x' * (1 << 22))")
+        result = attack(HOSTILE["takes all memory"])
     assert result.status in ("error", "timeout")  # whichever is first
     assert (16 << 20) < max(sizes) < sandbox.limits[1] + (64 << 20)  # bubblewrap and all
     assert "MemoryError" in attack("bytearray(1 << 33)").stderr
 
 
 def test_files_stay_within_the_size_of_the_private_disk(attack):
-    program = """
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-total = 0
-for number in range(50):
-    try:
-        with open(f"/tmp/ebft-disk-{number}", "wb", buffering=0) as file:
-            for _ in range(50):
-                total += file.write(bytes(1 << 20))
-    except OSError: pass
-print(total >> 20)
-"""
-    assert 8 <= int(attack(program).stdout) <= 16
+    assert 8 <= int(attack(HOSTILE["fills the disk"]).stdout) <= 16
     assert not list(Path("/tmp").glob("ebft-disk-*"))
 
 
 def test_memory_that_no_limit_counts_is_refused(attack):
-    program = """
-libc = ctypes.CDLL(None, use_errno=True)
-print(libc.shmget(0, 4096, 0o1600), ctypes.get_errno())
-print(libc.msgget(0, 0o1600), ctypes.get_errno())
-try: os.memfd_create("x")
-except PermissionError: print("no memfd")
-"""
-    assert attack(program).stdout == "-1 1\n-1 1\nno memfd\n"
+    assert attack(HOSTILE["takes memory that no limit counts"]).stdout == "-1 1\n-1 1\nno memfd\n"
 
 
 def test_a_flood_of_output_is_cut_and_stopped(sandbox, attack):
-    result = attack("while True:\n    print('x' * 1000)\n    print('y' * 1000, file=sys.stderr)")
+    result = attack(HOSTILE["floods the output"])
     assert result.status == "output"
     assert len(result.stdout) + len(result.stderr) == sandbox.output_bytes
 
 
 def test_an_endless_loop_ends_by_processor_time(attack):
-    result = attack("while True: pass")
+    result = attack(HOSTILE["computes without end"])
     assert result.status == "timeout"
     assert result.returncode in (128 + signal.SIGXCPU, 128 + signal.SIGKILL)
 
 
 def test_ignoring_the_signal_of_processor_time_does_not_help(attack):
-    result = attack("signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass")
+    result = attack(HOSTILE["ignores the end of its time"])
     assert result.returncode == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("program", ["time.sleep(100)", "sys.stdout.close(); os.closerange(0, 64); time.sleep(100)"])
-def test_a_sleeper_ends_by_wall_clock(attack, program):
-    assert attack(program).status == "timeout"
+@pytest.mark.parametrize("name", ["sleeps", "closes all and sleeps"])
+def test_a_sleeper_ends_by_wall_clock(attack, name):
+    assert attack(HOSTILE[name]).status == "timeout"
 
 
 def test_endless_recursion_is_an_error(attack):
-    assert attack("def f(): f()\nf()").status == "error"
-    assert attack("sys.setrecursionlimit(10**9)\ndef f(x): return [f([x])]\nf(1)").status in ("error", "timeout")
+    assert attack(HOSTILE["calls itself without end"]).status == "error"
+    assert attack(HOSTILE["calls itself beyond the stack"]).status in ("error", "timeout")
 
 
 # ------------------------------------------------------------------------------------------ reaching for others
 
 
-@pytest.mark.parametrize("program", ["os.kill(-1, 9)", "os.killpg(0, 9)", "os.kill(os.getppid(), 9)", "os.kill(1, 9)"])
-def test_signals_reach_no_process_outside(sandbox, attack, program):
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name.startswith("kills")])
+def test_signals_reach_no_process_outside(sandbox, attack, name):
     prefix = sandbox.command("run", filter_fd=0)
     user = prefix[: next(i for i, word in enumerate(prefix) if word.endswith("bwrap"))]
     with subprocess.Popen([*user, "sleep", "60"]) as bystander:  # of the same user
-        attack(program)
+        attack(HOSTILE[name])
         assert bystander.poll() is None
         bystander.kill()
 
@@ -241,13 +225,7 @@ for family, address in [(socket.AF_UNIX, {path!r}), (socket.AF_UNIX, {abstract!r
 
 
 def test_there_is_no_network_beyond_this_machine(attack):
-    program = """
-print(socket.if_nameindex())
-for address in (("1.1.1.1", 53), ("deb.debian.org", 80)):
-    try: print(socket.create_connection(address, timeout=2))
-    except OSError: pass
-"""
-    assert attack(program).stdout == "[(1, 'lo')]\n"
+    assert attack(HOSTILE["looks for the network"]).stdout == "[(1, 'lo')]\n"
 
 
 def test_home_project_and_other_files_cannot_be_read(attack, tmp_path):
@@ -276,6 +254,22 @@ print(sorted(os.listdir("/")), os.listdir("/tmp"))
     listing, private = attack(program).stdout.strip().rsplit(" ", 1)  # one line: nothing was printed before it
     assert set(json.loads(listing.replace("'", '"'))) <= {"bin", "dev", "etc", "sbin", "tmp", "usr", *LIBRARIES}
     assert private == "[]"
+
+
+def test_of_the_system_only_programs_and_libraries_are_seen(attack):
+    program = """
+import zoneinfo
+print(zoneinfo.ZoneInfo("Europe/Berlin"))
+print(json.dumps([os.listdir("/usr"), os.listdir("/usr/share")]))
+for name in ("/usr/src", "/usr/local/src", "/usr/include", "/sbin"):
+    try: print(os.listdir(name))
+    except OSError: pass
+"""
+    zone, listings = attack("import json\n" + program).stdout.splitlines()  # nothing was printed after them
+    system, shared = json.loads(listings)
+    assert zone == "Europe/Berlin"
+    assert set(system) <= {"bin", "local", "share", *LIBRARIES}
+    assert shared == ["zoneinfo"]
 
 
 def test_nothing_outside_can_be_written(attack, tmp_path):
@@ -307,22 +301,11 @@ open("/tmp/{name}", "w")
 
 
 def test_a_daemon_ends_with_the_run_that_made_it(attack):
-    seconds = f"1000{os.getpid()}"  # shows in the command line of the sleeper
-    program = f"""
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.execvp("sleep", ["sleep", "{seconds}"])
-    os._exit(0)
-time.sleep(0.5)
-print("done")
-"""
-    with sampled(lambda: len(alive(seconds))) as counts:
-        result = attack(program)
+    with sampled(lambda: len(alive(DAEMON_SECONDS))) as counts:
+        result = attack(HOSTILE["leaves a daemon"])
     assert (result.status, result.stdout) == ("ok", "done\n")
     assert max(counts) >= 1
-    assert gone(seconds)
+    assert gone(DAEMON_SECONDS)
 
 
 def test_runs_end_when_the_process_that_started_them_is_killed():
@@ -343,36 +326,18 @@ def test_runs_end_when_the_process_that_started_them_is_killed():
 
 
 def test_a_crash_in_c_ends_only_its_own_process(attack):
-    assert attack("ctypes.string_at(0)").returncode == 128 + signal.SIGSEGV
+    assert attack(HOSTILE["crashes in C"]).returncode == 128 + signal.SIGSEGV
 
 
 def test_privileges_cannot_be_had_by_system_calls(attack):
-    program = """
-libc = ctypes.CDLL(None, use_errno=True)
-print(os.getuid() == 0, libc.setuid(0), libc.setgid(0), libc.unshare(0x10000000), libc.unshare(0x20000))
-print(libc.mount(b"none", b"/tmp", b"tmpfs", 0, None), libc.chroot(b"/tmp"), libc.ptrace(16, 1, 0, 0))
-print(libc.prctl(39, 0, 0, 0, 0))  # PR_GET_NO_NEW_PRIVS: setuid programs give none either
-import resource
-for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_NPROC):
-    try: resource.setrlimit(kind, (-1, -1)); print("raised")
-    except ValueError: pass
-"""
-    assert attack(program).stdout == "False -1 -1 -1 -1\n-1 -1 -1\n1\n"
+    assert attack(HOSTILE["asks for privileges"]).stdout == "False -1 -1 -1 -1\n-1 -1 -1\n1\n"
 
 
 def test_environment_and_open_files_of_the_trainer_are_not_there(attack, monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_TOKEN", "secret")
     with open(tmp_path / "held", "w+") as file:
         os.set_inheritable(file.fileno(), True)
-        program = """
-print("SECRET_TOKEN" in os.environ, len(os.environ))
-for fd in range(3, 64):
-    try: print(fd, os.readlink(f"/dev/fd/{fd}"), os.fstat(fd))
-    except OSError: pass
-    try: os.write(fd, b"secret")
-    except OSError: pass
-"""
-        assert attack(program).stdout.startswith("False 6\n")
+        assert attack(HOSTILE["looks for secrets"]).stdout.startswith("False 6\n")
         assert file.read() == ""
 
 
@@ -385,7 +350,8 @@ for fd in range(3, 64):
         ({"isolation": "docker"}, "bubblewrap, rlimits_only"),
         ({"memory_mb": 0}, "memory_mb is 0"),
         ({"memory_mb": 4}, "cannot run a program"),
-        ({"python": "/nowhere/python3"}, "cannot run a program"),
+        ({"python": "/nowhere/bin/python3"}, "cannot run a program"),
+        ({"python": "/python3"}, "its prefix / holds"),
     ],
 )
 def test_what_cannot_work_is_refused_when_built(sandbox, options, said):
@@ -401,16 +367,148 @@ def test_a_missing_bubblewrap_is_named_with_its_package(monkeypatch, tmp_path):
         Sandbox()
 
 
-def test_a_bubblewrap_that_does_not_isolate_is_found_out(monkeypatch, tmp_path):
-    fake = tmp_path / "bwrap"
-    fake.write_text('#!/bin/bash\nwhile [ "$1" != --seccomp ]; do shift; done\nshift 2\nexec "$@"\n')
+@pytest.fixture
+def bwrap(sandbox, monkeypatch, tmp_path):
+    """Puts a shell script in bubblewrap's place; the real one is ``$BWRAP``."""
     for folder in (tmp_path, *tmp_path.parents[:3]):
         if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
             folder.chmod(0o755)
-    fake.chmod(0o755)
+    real = shutil.which("bwrap")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(ValueError, match="did not contain a hostile program"):
+
+    def write(script):
+        fake = tmp_path / "bwrap"
+        fake.write_text(f"#!/bin/bash\nBWRAP={real}\n{script}\n")
+        fake.chmod(0o755)
+        return fake
+
+    return write
+
+
+TO_THE_FILTER = 'while [ "$1" != --seccomp ]; do shift; done\n'
+
+
+def test_a_bubblewrap_that_does_not_isolate_is_found_out(bwrap):
+    bwrap(f'{TO_THE_FILTER} shift 2; exec "$@"')
+    with pytest.raises(ValueError, match="did not contain a hostile program .*list .*read .*write .*connect"):
         Sandbox()
+
+
+def test_a_bubblewrap_that_shows_files_is_found_out_though_it_is_offline_and_shows_them_read_only(bwrap):
+    bwrap(f'{TO_THE_FILTER} exec "$BWRAP" --unshare-all --ro-bind / / "$@"')
+    with pytest.raises(ValueError, match=r"did not contain a hostile program \(list [^;]*read [^;]*\)") as caught:
+        Sandbox()
+    assert "write" not in str(caught.value)
+    assert "connect" not in str(caught.value)
+
+
+def test_looking_for_leaks_leaves_no_file_behind(sandbox, monkeypatch, tmp_path):
+    for name in ("home", "project"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "project")
+    Sandbox()
+    assert [path for name in ("home", "project") for path in (tmp_path / name).iterdir()] == []
+
+
+def opened(python):
+    command = bubblewrap(str(python), disk_bytes=1)
+    return {command[i + 1] for i, word in enumerate(command) if word == "--ro-bind"}
+
+
+def test_of_an_interpreters_prefix_only_programs_and_libraries_are_opened(sandbox, tmp_path):
+    for name in ("bin", "lib", "lib64", "share", "src"):
+        (tmp_path / name).mkdir()
+    inside = {path for path in opened(tmp_path / "bin" / "python3") if path.startswith(str(tmp_path))}
+    assert inside == {str(tmp_path / name) for name in ("bin", "lib", "lib64")}
+
+
+@pytest.mark.parametrize("private", ["home", "project"])
+@pytest.mark.parametrize("where", [".", "below/it"])
+def test_an_interpreter_beside_home_or_project_is_refused(sandbox, monkeypatch, tmp_path, private, where):
+    folder = tmp_path / where
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("HOME", str(folder if private == "home" else "/nowhere"))
+    monkeypatch.chdir(folder if private == "project" else "/")
+    with pytest.raises(ValueError, match=f"its prefix {tmp_path} holds {folder.resolve()}, which generated code must"):
+        bubblewrap(str(tmp_path / "bin" / "python3"), disk_bytes=1)
+
+
+def test_a_project_in_the_systems_src_is_no_matter_and_one_among_its_libraries_is(sandbox, monkeypatch):
+    monkeypatch.setenv("HOME", "/usr/src/app")
+    assert "/usr/lib" in opened("/usr/bin/python3")
+    assert not any(path.startswith("/usr/src") for path in opened("/usr/bin/python3"))
+    monkeypatch.setenv("HOME", "/usr/lib/app")
+    with pytest.raises(ValueError, match="its prefix /usr holds /usr/lib/app"):
+        opened("/usr/bin/python3")
+
+
+def test_an_own_interpreter_among_private_files_gives_way_to_the_systems(sandbox, monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    shutil.copy(sandbox.python, tmp_path / "bin" / "python3")
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    assert shared_python() == str(tmp_path / "bin" / "python3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not shared_python().startswith(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------- failures that are our own
+
+WORKS = 'exec "$BWRAP" "$@"'
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'bwrap: No permissions to create new namespace' >&2; exit 1", "No permissions to create new namespace"),
+        ("exit 0", "exit code 0"),
+        ("kill -9 $$", "exit code -9"),
+        (None, "No such file"),
+    ],
+)
+def test_a_sandbox_that_stops_working_scores_nothing_and_says_so(bwrap, script, said):
+    bwrap(WORKS)
+    broken = Sandbox(workers=1)
+    file = bwrap(script)
+    if script is None:
+        file.unlink()
+    record = {"tests": [{"expression": "f()", "expected": "1"}]}
+    check = {"entry_point": "f", "check": "def check(candidate): assert candidate() == 1"}
+    for call in (
+        lambda: broken.run("print(1)"),
+        lambda: UnitTests(sandbox=broken)(["def f(): return 1"], [record]),
+        lambda: UnitTests(sandbox=broken)(["def f(): return 1"], [check]),
+    ):
+        with pytest.raises(
+            SandboxError, match=f"the sandbox cannot run a program with .*{said}.*; it needs bubblewrap"
+        ):
+            call()
+
+
+def test_a_program_that_never_starts_is_an_error_of_ours(bwrap, monkeypatch):
+    bwrap(WORKS)
+    late = Sandbox()
+    bwrap("sleep 100")
+    monkeypatch.setattr("components.rewards.process.START_SECONDS", 0.3)
+    with pytest.raises(SandboxError, match="it did not start within"):
+        late.run("print(1)")
+
+
+def test_the_time_of_a_program_begins_when_it_does(bwrap):
+    bwrap(WORKS)
+    slow = Sandbox(wall_seconds=2)
+    bwrap(f"sleep 3; {WORKS}")
+    assert slow.run("print(1)").stdout == "1\n"
+    assert slow.run("import time; time.sleep(100)").status == "timeout"
+
+
+def test_programs_that_end_at_once_have_started(sandbox):
+    programs = ["def f(:", "import os\nos._exit(0)", "import os\nos.abort()", "\0", "print('x' * 200_000)"]
+    statuses = [result.status for result in sandbox.map(programs)]
+    assert statuses == ["error", "ok", "error", "error", "output"]
 
 
 def test_limits_alone_must_be_asked_for_by_name_and_are_warned_of():

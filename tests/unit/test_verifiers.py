@@ -2,18 +2,21 @@
 
 import gzip
 import json
+import re
 from importlib.resources import files
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.data import load_tokenizer
-from components.rewards import ExactMatch, SentenceBLEU, SentenceChrF, UnitTests, VerifierReward
-from components.rewards.unit_tests import join
+from components.rewards import ExactMatch, SentenceBLEU, SentenceChrF, UnitTests, VerifierReward, verified
+from components.rewards.unit_tests import candidates
 from components.rewards.verifiers import same_value
 from components.types import Batch, Features, Rollouts
+from tests.unit.hostile import HOSTILE, START
 
 
 def expecting(expected):
@@ -130,11 +133,11 @@ def test_equal_completions_of_equal_records_run_once(sandbox, monkeypatch):
     runs = []
     verifier = UnitTests(sandbox=sandbox)
     start = sandbox.start
-    monkeypatch.setattr(sandbox, "start", lambda task, program: runs.append(program) or start(task, program))
+    monkeypatch.setattr(sandbox, "start", lambda task, text: runs.append(json.loads(text)) or start(task, text))
     one, other = "def f(x): return x * x", "def f(x): return x"
     doubled = {"tests": expecting({"f(3)": 6})}
     assert verifier([one, other, one, one], [SQUARE, SQUARE, SQUARE, doubled]) == [1.0, 0.0, 1.0, 0.0]
-    assert sorted(runs) == sorted([f"{one}\n", f"{one}\n", f"{other}\n"])
+    assert sorted(run["candidates"] for run in runs) == sorted([[f"{one}\n"], [f"{one}\n"], [f"{other}\n"]])
 
 
 @pytest.mark.parametrize(
@@ -149,6 +152,25 @@ def test_equal_completions_of_equal_records_run_once(sandbox, monkeypatch):
 def test_records_without_usable_tests_are_refused_by_name(score, record, said):
     with pytest.raises(ValueError, match=said):
         score("", record)
+
+
+SLOW = "def f(x):\n    while True: pass\n"
+
+
+@pytest.mark.parametrize("kind", ["tests", "check"])
+def test_it_warns_when_more_than_half_of_the_programs_are_out_of_time(sandbox, kind):
+    record = (
+        SQUARE if kind == "tests" else {"entry_point": "f", "check": "def check(candidate): assert candidate(3) == 9"}
+    )
+    with pytest.warns(UserWarning, match="more than half of the programs .* out of time"):
+        assert UnitTests(sandbox=sandbox)([SLOW, f"{SLOW}#", "def f(x): return x * x"], [record] * 3)[:2] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("one", ["def f(x): return x * x", SLOW])
+def test_a_program_that_is_wrong_or_fails_is_not_late(sandbox, recwarn, one):
+    others = ["def f(x): return 0", "def f(:", "import os; os._exit(0)", "import os\nos.closerange(0, 64)"]
+    UnitTests(sandbox=sandbox)([one, *others], [SQUARE] * 5)
+    assert not [warning for warning in recwarn if "out of time" in str(warning.message)]
 
 
 # ----------------------------------------------------------------------------------------------------- forging
@@ -224,6 +246,13 @@ def test_no_cheat_passes(score, kind, cheat):
     assert score(cheat, record, stop_sequences=[]) == 0.0
 
 
+@pytest.mark.parametrize("program", HOSTILE.values(), ids=HOSTILE)
+def test_no_hostile_program_scores(sandbox, program):
+    check = {"entry_point": "f", "check": "def check(candidate):\n    assert candidate(3) == 9\n"}
+    verifier = UnitTests(sandbox=sandbox, stop_sequences=[])
+    assert verifier([START + program] * 2, [SQUARE, check]) == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("kind", ["tests", "check"])
 def test_what_is_expected_is_nowhere_to_be_found(score, kind):
     # The program returns "mark" and the six digits behind it if they stand in any object it can reach.
@@ -291,21 +320,85 @@ def test_no_empty_body_passes_humaneval(sandbox, humaneval):
 
 
 @pytest.mark.parametrize(
-    ("context", "completion", "program"),
+    ("completion", "found"),
     [
-        ("", "Sure:\n```python\nx = 1\n```\nor\n```python\nx = 2\n```", "\n\nx = 1\n\n"),
-        ("", "\n```\nx = 1\n```", "\n\nx = 1\n\n"),
-        ("", "```py\nx = 1", "\n\nx = 1\n"),  # cut off by the length of rollouts
-        ("y = 0", "```python\nx = 1\n```", "y = 0\n\nx = 1\n\n"),
-        ("a = ", "1\n```\nIn use:\n```python\nprint(a)\n```", "a = 1\n"),  # the prompt began the block
-        ("def f():\n", "    return 1\nclass B:\n", "def f():\n    return 1\n"),
-        ("def f():\n", "    return 1\n\nif __name__ == 2:\nclass C", "def f():\n    return 1\n\n"),
-        ("a = ", "1\n```\ntext", "a = 1\n"),
-        ("", "class A: pass", "class A: pass\n"),
+        ("Sure:\n```python\nx = 1\n```\nor\n```python\nx = 2\n```", ["\n\nx = 1\n\n"]),
+        ("\n```\nx = 1\n```", ["\n\nx = 1\n\n"]),
+        ("```py\nx = 1", ["\n\nx = 1\n"]),  # cut off by the length of rollouts
+        ("Sure:\r\n```python\r\nx = 1\r\n```\r\n", ["\n\nx = 1\n\n"]),
+        ("1\n```\nIn use:\n```python\nprint(a)\n```", ["1\n", "\n\nIn use:\n\n"]),  # the prompt began the block
+        ("Sure:\n```\nx = 1\n```\nThat is it.", ["Sure:\n", "\n\nx = 1\n\n"]),
+        ("Sure:\n```bash\nls\n```", ["Sure:\n"]),
+        ("    return 1\nclass B:\n", ["    return 1\n"]),
+        ("    return 1\r\nclass B:\r\n", ["    return 1\n"]),
+        ("    return 1\n\nif __name__ == 2:\nclass C", ["    return 1\n\n"]),
+        ("class A: pass", ["class A: pass\n"]),
     ],
 )
-def test_the_program_of_a_completion(context, completion, program):
-    assert join(context, completion, ["\nclass ", "\nif __name__", "\n```"]) == program
+def test_where_the_code_of_a_completion_may_be(completion, found):
+    assert candidates(completion, ["\nclass ", "\nif __name__", "\n```"]) == found
+
+
+RIGHT = "def f(x):\n    y = x * x\n    return y\n"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "def g(x):\n    return f(",
+        "def g(x):",
+        "@cache",
+        "class G:\n    def g(",
+        "try:\n    f(2)\n",
+        "values = [\n1,\n2",
+        'TEXT = """\nnot closed\n',
+        "This function returns the square of x.",
+        "It's done (as you asked.",
+        "Note:\n- it's fast\n- it is right\n\nx = [(1\n",
+        "return y",
+        "```\nThat is all.",
+        "x = 1 + \\",
+    ],
+)
+@pytest.mark.parametrize("form", ["{}", "Here it is:\n```python\n{}", "Here it is:\n```\n{}"])
+def test_an_unfinished_or_rambling_tail_does_not_fail_what_stands_before_it(score, tail, form):
+    if form != "{}" and tail.startswith("```"):
+        return
+    assert score(form.format(f"{RIGHT}\n{tail}")) == 1.0
+    assert score(form.format(f"{RIGHT}\n{tail}").replace("\n", "\r\n")) == 1.0
+
+
+@pytest.mark.parametrize("tail", ["", "def helper(", "It doubles."])
+def test_the_tail_of_a_function_that_the_prompt_began_is_left_out(score, tail):
+    assert score(f"    return 2 * x\n\n{tail}", CHECKED) == 1.0
+    assert score(f"    return 3 * x\n\n{tail}", CHECKED) == 0.0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "def f(x):\n    return x *\n",
+        "def f(x):\n    y = x * x\n    return y y\n",
+        "def f(x):\n    if x > 5: return 0\n    return (x *",  # no part of a function stays
+        "def f(x):\n    return x * x\n# what follows belongs to it\n    return )\n",
+        'def f(x):\n    return x * x\n    """\nat the margin\n',
+        "It is easy to see that\ndef f(x): return x * x",  # prose first, and no fence
+        "x = )\ndef f(x): return x * x",
+    ],
+)
+def test_a_function_that_is_itself_unfinished_fails(score, completion):
+    assert score(completion) == 0.0
+
+
+def test_a_context_that_would_pass_alone_passes_no_broken_completion(score):
+    record = {**SQUARE, "context": "def f(x): return x * x\n"}
+    assert score("and so on", record) == 0.0
+    assert score("def f(x): return x x", record) == 0.0
+
+
+def test_a_prompt_that_began_the_block_leaves_examples_after_it_out(score):
+    record = {"context": "a = ", "tests": expecting({"a": 1})}
+    assert score("1\n```\nIn use:\n```\na = 2\n```", record) == 1.0
 
 
 # -------------------------------------------------------------------------------------------------- comparisons
@@ -456,6 +549,55 @@ def test_a_stop_token_that_is_ordinary_text_is_left_out(rollouts):
     value = Rollouts(tokens=tokens, mask=value.mask, anchors=value.anchors, logprobs=value.logprobs)
     reward = VerifierReward(verifier=ExactMatch(), tokenizer=tokenizer)
     assert reward(batch_of([{"completion": "ab"}], B=1), value, NO_FEATURES).metrics["solved"] == 1.0
+
+
+def test_the_text_ends_before_a_stop_token_at_the_last_place(rollouts):
+    tokenizer = rollouts.tokenizer
+    value = rollouts([["ab;", "abc", "a;", ";"]], G=3)  # the third ends with EOS at the last place
+    verifier = Texts()
+    batch = batch_of([{"completion": "ab"}], B=1)
+    stops = [tokenizer.encode(";")[0], tokenizer.eos_id]
+    VerifierReward(verifier=verifier, tokenizer=tokenizer, stop_tokens=stops)(batch, value, NO_FEATURES)
+    assert verifier.seen == ["ab", "abc", "a;", ";"]
+
+
+class Texts:
+    """A verifier that keeps what it is given."""
+
+    def __call__(self, completions, records):
+        self.seen = completions
+        return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([1.0], "verifier Given gave 1 scores for 2 completions; return one for each"),
+        ([0.5, float("nan")], "verifier Given gave nan as the score of record 'b'; return numbers from 0 to 1"),
+        ([float("inf"), 0.0], "gave inf as the score of record 'a'"),
+        ([0.0, 1.1], "gave 1.1 as the score"),
+        ([-0.1, 0.0], "gave -0.1 as the score"),
+        ([None, 0.0], "gave None as the score"),
+        (["1", 0.0], "gave '1' as the score"),
+    ],
+)
+def test_scores_that_are_none_are_refused_with_the_verifiers_name(rollouts, scores, said):
+    class Given:
+        def __call__(self, completions, records):
+            return scores
+
+    records = [{"id": "a"}, {"id": "b"}]
+    reward = VerifierReward(verifier=Given(), tokenizer=rollouts.tokenizer)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        verified(Given(), ["", ""], records)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        reward(batch_of(records), rollouts([["x"], ["x"]]), NO_FEATURES)
+
+
+def test_scores_of_any_kind_of_number_become_floats():
+    scores = verified(lambda completions, records: [True, 0, numpy.float32(0.5)], [""] * 3, [{}] * 3)
+    assert scores == [1.0, 0.0, 0.5]
+    assert {type(score) for score in scores} == {float}
 
 
 def test_rows_without_records_are_refused_with_the_remedy(rollouts):
