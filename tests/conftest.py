@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+from hypothesis import settings
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from components.rewards import Sandbox
 
 # Tiny models gain nothing from more threads, and lose much where other processes want them.
 torch.set_num_threads(1)
+
+# Time is measured in benchmarks/. The profile is otherwise hypothesis' own: that of CI tries the same examples every time.
+settings.register_profile("untimed", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

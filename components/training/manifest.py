@@ -57,17 +57,22 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint.
 
     Raises:
-        ValueError: it cannot be read, is not as it was written, or belongs to another step.
+        ValueError: it cannot be read, is not as it was written, belongs to another step, or was written by another version.
     """
     try:
         body = json.loads((checkpoint / _NAME).read_text())
         intact = body.pop("checksum") == _digest(body) and checkpoint.name == step_name(body["step"])
-        manifest = Manifest(**{entry.name: body[entry.name] for entry in fields(Manifest)})
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise damaged(checkpoint / _NAME, f"it cannot be read: {type(error).__name__} {error}", checkpoint) from error
     if not intact:
         raise damaged(checkpoint / _NAME, "its checksum or step is wrong", checkpoint)
-    return manifest
+    names = {entry.name for entry in fields(Manifest)}
+    if differing := sorted((names | {"config_hash"}) ^ body.keys()):
+        raise ValueError(
+            f"{checkpoint} was saved by another version of this package (differing in {', '.join(differing)}); go on with that "
+            "version, or start again with resume=overwrite"
+        )
+    return Manifest(**{name: body[name] for name in names})
 
 
 def find_damage(checkpoint: Path, names: Sequence[str], manifest: Manifest) -> str | None:

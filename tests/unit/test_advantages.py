@@ -25,7 +25,7 @@ def pairwise_from(kernel):
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(3, 7))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_pairwise_baseline_is_the_reward_without_the_sample(seed, n):
     """For each j, remove it, recompute the others' rewards among themselves, and take their mean."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +41,7 @@ def test_pairwise_baseline_is_the_reward_without_the_sample(seed, n):
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(3, 6), j=st.integers(0, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_baseline_does_not_depend_on_its_own_sample(seed, n, j):
     """What makes the gradient unbiased; the plain leave-one-out mean of the sum fails this."""
     j = j % n

@@ -28,7 +28,6 @@ def layout_of(batch, n=3, G=4, stride=3, context_len=2):
 
 
 @given(L=st.integers(3, 60), G=st.integers(1, 9), stride=st.integers(1, 9), context_len=st.integers(1, 9))
-@settings(deadline=None)
 def test_anchors_stand_where_the_paper_puts_them(L, G, stride, context_len):
     """Every position context_len, + stride, ... whose window still fits, and no other."""
     batch = tiny_batch(B=1, L=L, documents=((L,),))
@@ -176,7 +175,7 @@ def qkv(layout, seed=0, dtype=torch.float32, heads=2, head_dim=8):
     tile=st.sampled_from([1, 7, 256]),
     seed=st.integers(0, 100),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_split_attention_is_dense_attention(n, G, stride, context_len, tile, seed):
     """Output and gradients, for any shape and any tile width (float32: sums in another order)."""
     batch = tiny_batch()

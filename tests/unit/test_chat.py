@@ -100,7 +100,7 @@ def chats(draw):
     return chat
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(chat=chats())
 def test_text_and_tokens_are_those_of_transformers(both, chat):
     ours, theirs = both
@@ -110,7 +110,7 @@ def test_text_and_tokens_are_those_of_transformers(both, chat):
         assert ours.encode(text) == theirs.apply_chat_template(messages, add_generation_prompt=prompted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(chat=chats())
 def test_every_reply_stands_behind_the_prompt_that_it_is_generated_from(both, chat):
     ours, theirs = both

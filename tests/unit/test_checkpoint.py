@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ FILES = (
 
 
 @pytest.mark.usefixtures("_group")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_flipped_bit_in_any_file_is_found(two_checkpoints, data):
     path = two_checkpoints / "step_000002" / data.draw(st.sampled_from(FILES))
@@ -229,10 +230,22 @@ def test_a_missing_file_and_a_missing_manifest_are_found(two_checkpoints, tmp_pa
     assert look(run).manifest.step == 1
 
 
+@pytest.mark.usefixtures("_group")
+def test_a_checkpoint_of_another_version_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "step_000001").mkdir()
+    with monkeypatch.context() as other_version:
+        other_version.setattr("components.training.manifest.asdict", lambda saved: asdict(saved) | {"quality": 1})
+        write_manifest(tmp_path / "step_000001", manifest(1))
+    with pytest.raises(
+        ValueError, match=r"step_000001 was saved by another version .*\(differing in quality\); go on with"
+    ):
+        look(tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------ retention
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.one_of(st.none(), st.just(math.nan), st.integers(0, 3).map(float)), min_size=1, max_size=7),
     st.integers(1, 3),

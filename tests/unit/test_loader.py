@@ -37,7 +37,7 @@ def numbers(batch):
 sizes = {"world_size": st.integers(1, 4), "batch_size": st.integers(1, 3), "size": st.integers(12, 30)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**sizes, seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_ranks_share_a_training_epoch_and_together_take_what_one_would(world_size, batch_size, size, seed, epoch):
     ranks = [loader(size, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -51,7 +51,7 @@ def test_ranks_share_a_training_epoch_and_together_take_what_one_would(world_siz
     assert len(set(taken)) == len(taken) == size // (batch_size * world_size) * (batch_size * world_size)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**sizes)
 def test_ranks_share_the_validation_rows_each_counted_once(world_size, batch_size, size):
     options = {"shuffle": False, "world_size": world_size}

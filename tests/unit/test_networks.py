@@ -164,7 +164,7 @@ def test_an_average_that_keeps_nothing_is_the_policy_and_one_that_keeps_all_neve
         assert torch.equal(got(BATCH, ROLLOUTS).rollout, features(FrozenNetwork(expected)).rollout)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(decay=st.floats(0, 1), every=st.integers(1, 3), steps=st.integers(0, 6))
 def test_an_average_of_a_policy_that_stands_still_approaches_it_geometrically(decay, every, steps):
     """Against the closed form: what is left of the start is ``decay`` to the number of updates."""

@@ -43,7 +43,7 @@ def test_only_a_corpus_shorter_than_a_row_is_padded(tokenizer):
 documents = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=documents, seq_len=st.integers(2, 12), add_bos=st.booleans(), add_eos=st.booleans())
 def test_rows_laid_end_to_end_are_the_documents(tokenizer, texts, seq_len, add_bos, add_eos):
     rows = list(pack(tokenizer, texts, seq_len=seq_len, add_bos=add_bos, add_eos=add_eos))

@@ -58,7 +58,7 @@ def test_bos_and_eos_are_options(tokenizer):
 
 texts = st.text("abc é", max_size=9)
 records = st.lists(st.tuples(texts, texts), min_size=1, max_size=12)
-LAW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LAW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @LAW

@@ -49,7 +49,7 @@ seeds = st.integers(0, 10_000)
 
 
 @given(seed=seeds, n=st.integers(1, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_unwhitened_reward_is_equation_7_written_as_loops(seed, n):
     value = features(seed, n=n)
     got = score(value, whitening="none", alignment_coef=0.7, diversity_coef=0.5)
@@ -65,7 +65,7 @@ def test_unwhitened_reward_is_equation_7_written_as_loops(seed, n):
 
 
 @given(seed=seeds, whitening=st.sampled_from(["feature_space", "sample_space", "none"]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_rotating_feature_space_changes_nothing(seed, whitening):
     value = features(seed)
     rotation, _ = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(seed + 1)))
@@ -82,7 +82,7 @@ def _well_conditioned(value):
 
 
 @given(seed=seeds, n=st.integers(2, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_whitened_independent_samples_are_orthonormal(seed, n):
     """U V^T has orthonormal rows, so independent samples have no similarity left to be penalised for."""
     whitened = whiten(*_block(features(seed, n=n)), "feature_space", 1e-5).rollout
@@ -120,7 +120,7 @@ def test_duplicate_rollouts_share_one_whitened_direction():
 
 
 @given(seed=seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_copy_is_rewarded_as_its_original(seed):
     value = features(seed, n=5)
     rollout = value.rollout.clone()
@@ -130,7 +130,7 @@ def test_a_copy_is_rewarded_as_its_original(seed):
 
 
 @given(seed=seeds, rank=st.integers(1, 3))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_rank_deficient_samples_become_a_projection(seed, rank):
     """W X of rank r has singular values 1 (r times) and 0: nothing is blown up by a tiny singular value."""
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +165,7 @@ def test_all_zero_features_give_zero_rewards(whitening):
 
 
 @given(seed=seeds, scale=st.floats(1e-3, 1e3))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_whitening_forgets_the_scale_of_features(seed, scale):
     value = features(seed)
     same(score(changed(value, rollout=value.rollout * scale, target=value.target * scale)), score(value), atol=1e-4)

@@ -24,7 +24,7 @@ def split(groups, **options):
 groups = st.lists(st.sampled_from([f"module{i}" for i in range(30)]), min_size=1, max_size=40)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=groups, fraction=st.floats(0.05, 0.95), seed=st.integers(0, 3))
 def test_every_record_is_in_one_part_and_no_group_in_both(groups, fraction, seed):
     train, validation = split(groups, fraction=fraction, seed=seed)
@@ -33,7 +33,7 @@ def test_every_record_is_in_one_part_and_no_group_in_both(groups, fraction, seed
     assert not {groups[i] for i in train} & {groups[i] for i in validation}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=groups, more=groups)
 def test_further_records_move_no_group(groups, more):
     before, after = (split(each, fraction=0.5)[1] for each in (groups, groups + more))

@@ -48,7 +48,7 @@ def batches(stream, count):
 
 
 documents = st.lists(st.text("abc", max_size=9), min_size=1, max_size=20)
-LAW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LAW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @LAW

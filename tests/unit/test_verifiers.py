@@ -411,13 +411,13 @@ plain = st.recursive(
 
 
 @given(plain)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_json_value_is_the_same_after_a_round_trip(value):
     assert same_value(json.loads(json.dumps(value)), value)
 
 
 @given(plain, plain)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_different_json_texts_are_different_values(one, other):
     texts = json.dumps(one, sort_keys=True), json.dumps(other, sort_keys=True)
     if "0.0" not in texts[0] + texts[1]:  # 0.0 equals -0.0
