@@ -62,7 +62,7 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
     },
     "code": {
         "cross_entropy/cross_entropy": ("cross-entropy", 3),
-        "calibration/feature_matching_loss_unbiased/8": ("feature-matching loss", 4),
+        "feature_matching/feature_matching_loss_unbiased/8": ("feature-matching loss", 4),
     },
     "coding": {
         "cross_entropy/cross_entropy": ("cross-entropy", 3),
