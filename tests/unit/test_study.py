@@ -85,7 +85,7 @@ def test_a_table_is_bold_where_the_intervals_of_all_seeds_agree():
     }
     measures = {
         "cross_entropy": {"metrics": {"cross_entropy": metrics}},
-        "calibration": {"metrics": {"feature_matching_loss_unbiased/8": metrics}},
+        "feature_matching": {"metrics": {"feature_matching_loss_unbiased/8": metrics}},
     }
     lines = result_table(COLUMNS["code"], NAMES, measures).splitlines()
     assert lines[2].startswith("| untuned | 2.000 (1.000 to 3.000) |")
