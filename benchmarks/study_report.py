@@ -161,6 +161,23 @@ def _cell(estimates: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[
     return f"{mean} (**{shown}**)" if sure else f"{mean} ({shown})"
 
 
+def length_table(names: Mapping[str, str], calibration: Mapping[str, Any]) -> str:
+    """The feature-matching loss by length of the rollouts, without the bias of few samples: means over seeds."""
+    name = "feature_matching_loss_unbiased/"
+    lengths = [metric.removeprefix(name) for metric in calibration["metrics"] if metric.startswith(name)]
+    lines = [f"| | {' | '.join(lengths)} |", "|---" * (len(lengths) + 1) + "|"]
+    for arm, title in names.items():
+        cells = []
+        for length in lengths:
+            estimates = calibration["metrics"][name + length]
+            values = [estimates[found]["value"] for found in _seeds(arm, estimates)]
+            if values:
+                cells.append("–" if None in values else f"{statistics.mean(values):.4f}")
+        if cells:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def rate_table(results: Mapping[str, Any]) -> str:
     """What each learning rate changed in validation by the middle of a run."""
     names = ("cross_entropy", "feature_matching_loss", "alignment")
@@ -256,7 +273,11 @@ def write() -> None:
                 draw(task, results)
             if "measures" in results:
                 tables[task] = result_table(COLUMNS[task], NAMES, results["measures"])
-                tables[f"{task} against SFT"] = result_table(COLUMNS[task], NAMES, results["measures"], against="sft")
+                tables[f"{task} lengths"] = length_table(NAMES, results["measures"]["calibration"])
+                for arm, title in (("sft", "SFT"), ("rlvr", "RLVR")):
+                    tables[f"{task} against {title}"] = result_table(
+                        COLUMNS[task], NAMES, results["measures"], against=arm
+                    )
     path = RESULTS / "ablations.json"
     if path.exists():
         measures = json.loads(path.read_text())["measures"]

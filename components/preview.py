@@ -21,11 +21,11 @@ from rich.text import Text
 from torch import nn
 
 from components import training
-from components.data import NotHere, collate, first_rows
+from components.data import NotHere, Rows, StreamedText, Tokenizer, collate, first_rows
 from components.estimate import GIB, Memory, Step, estimate_memory, flops_of
 from components.features import FrozenNetwork
 from components.models import Policy, deferred_weights, known_config, parse_dtype, read_config, write_stand_in
-from components.types import Batch
+from components.types import Batch, Loss
 
 
 @dataclass(kw_only=True)
@@ -103,7 +103,7 @@ class _AnyText:
 def _build(cfg: DictConfig, missing: list[str]) -> Preview:
     tokenizer = None
     if not missing:
-        tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
+        tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer", kind=Tokenizer)
     with deferred_weights():
         policy = Policy(training.instantiate(cfg.model, path="model"))
     vocabulary = policy.decoder.tok_embeddings.num_embeddings
@@ -111,7 +111,7 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; both must come from one checkpoint"
         )
-    loss = training.instantiate(cfg.loss, path="loss")
+    loss = training.instantiate(cfg.loss, path="loss", kind=Loss)
     known: Any = _AnyText() if tokenizer is None else tokenizer
     parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=known, device=torch.device("meta"))
     _build_rest(cfg)
@@ -125,27 +125,35 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
     )
     if tokenizer is not None:
         try:
-            dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=tokenizer)
+            dataset = training.instantiate(cfg.dataset, path="dataset", kind=Rows | StreamedText, tokenizer=tokenizer)
             if "validation" in cfg:
-                training.instantiate(cfg.validation.dataset, path="validation.dataset", tokenizer=tokenizer)
+                training.instantiate(cfg.validation.dataset, path="validation.dataset", kind=Rows, tokenizer=tokenizer)
         except ValueError as error:
             if not isinstance(error.__cause__, NotHere):
                 raise
             missing.append(str(error))
         else:
-            training.check_parts(parts=parts, loss=loss, dataset=dataset)
+            training.check_parts(policy=policy, parts=parts, loss=loss, dataset=dataset)
             found.batch = collate(first_rows(dataset, cfg.batch_size))
     return found
 
 
 def _build_rest(cfg: DictConfig) -> None:
     """What needs no weights to be refused: optimizer, schedule and checkpointer."""
-    optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=[nn.Parameter(torch.zeros(1))])
+    optimizer = training.instantiate(
+        cfg.optimizer, path="optimizer", kind=training.Optimizer, params=[nn.Parameter(torch.zeros(1))]
+    )
     if "lr_scheduler" in cfg:
         known = {"max_steps": cfg.get("max_steps", 100)} if training.accepts(cfg.lr_scheduler, "max_steps") else {}
-        training.instantiate(cfg.lr_scheduler, path="lr_scheduler", optimizer=optimizer, **known)
+        training.instantiate(
+            cfg.lr_scheduler, path="lr_scheduler", kind=training.Scheduler, optimizer=optimizer, **known
+        )
     training.instantiate(
-        cfg.checkpointer, path="checkpointer", output_dir=cfg.output_dir, keep_last=cfg.get("keep_last", 1)
+        cfg.checkpointer,
+        path="checkpointer",
+        kind=training.Checkpointer,
+        output_dir=cfg.output_dir,
+        keep_last=cfg.get("keep_last", 1),
     )
 
 

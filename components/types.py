@@ -152,6 +152,17 @@ class Generator(Protocol):
     def __call__(self, policy: Any, batch: Batch, rng: torch.Generator) -> Rollouts: ...
 
 
+class BlockGenerator(Generator, Protocol):
+    """A generator as YAML names it: it also says where its rollouts start, how long they may be and how many there are.
+
+    With ``stop_tokens``, the ids of the tokens that end a rollout, it can be judged by rewards that read whole completions.
+    """
+
+    anchors: Any
+    rollout_len: int
+    num_samples: int
+
+
 class FeatureExtractor(Protocol):
     """Embeds rollouts and ground truth."""
 
@@ -172,6 +183,12 @@ class Advantage(Protocol):
     """Subtracts a baseline: ``[B, n, K]`` float32, zero where ``rewards.mask`` is False."""
 
     def __call__(self, rewards: Rewards) -> Tensor: ...
+
+
+class Reference(Protocol):
+    """What a KL term keeps the policy close to: log-probs ``[B, n, K, G]`` float32 of the rollouts under frozen weights."""
+
+    def __call__(self, batch: Batch, rollouts: Rollouts, *, temperature: float) -> Tensor: ...
 
 
 class Loss(Protocol):

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from components import evaluation, training
-from components.data import batch_loader, train_stream
+from components.data import Rows, StreamedText, Tokenizer, batch_loader, train_stream
 from components.features import MovingAverage
 from components.losses import TokenCounts
 from components.models import Policy, deferred_weights
@@ -30,7 +30,7 @@ from components.report import before_after, plot_run
 from components.rewards import SandboxError
 from components.rollouts import duplicate_share
 from components.schedules import scheduled
-from components.types import Batch, Rewards, Rollouts
+from components.types import Batch, Loss, Rewards, Rollouts
 
 
 class EBFTRecipe:
@@ -61,8 +61,10 @@ class EBFTRecipe:
         rank, world = dist.get_rank(), dist.get_world_size()
 
         with training.timed("data"):
-            self.tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
-            dataset = training.instantiate(cfg.dataset, path="dataset", tokenizer=self.tokenizer)
+            self.tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer", kind=Tokenizer)
+            dataset = training.instantiate(
+                cfg.dataset, path="dataset", kind=Rows | StreamedText, tokenizer=self.tokenizer
+            )
             self.stream = train_stream(dataset, batch_size=cfg.batch_size, seed=cfg.seed, rank=rank, world_size=world)
             if "max_steps" in cfg:
                 self.max_steps = cfg.max_steps
@@ -71,7 +73,7 @@ class EBFTRecipe:
             self.validation_loader = None
             if "validation" in cfg:
                 held_out = training.instantiate(
-                    cfg.validation.dataset, path="validation.dataset", tokenizer=self.tokenizer
+                    cfg.validation.dataset, path="validation.dataset", kind=Rows, tokenizer=self.tokenizer
                 )
                 self.validation_loader = batch_loader(
                     held_out, batch_size=cfg.validation.batch_size, seed=0, shuffle=False, rank=rank, world_size=world
@@ -86,7 +88,7 @@ class EBFTRecipe:
                     "must come from the same checkpoint"
                 )
 
-        self.loss = training.instantiate(cfg.loss, path="loss")
+        self.loss = training.instantiate(cfg.loss, path="loss", kind=Loss)
         parts = training.build_parts(
             cfg, loss=self.loss, policy=self.policy, tokenizer=self.tokenizer, device=self.device
         )
@@ -97,7 +99,7 @@ class EBFTRecipe:
         if self.average is not None:
             self.average.check(self.policy)
             self.extra = self.average.tensors()
-        training.check_parts(parts=parts, loss=self.loss, dataset=dataset)
+        training.check_parts(policy=self.policy, parts=parts, loss=self.loss, dataset=dataset)
 
         with training.timed("sharding and optimizer"):
             training.shard(
@@ -112,16 +114,23 @@ class EBFTRecipe:
             # Only now: it may be the policy that is read.
             self.frozen = training.frozen_weights(self.policy, parts)
             trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-            self.optimizer = training.instantiate(cfg.optimizer, path="optimizer", params=trained)
+            self.optimizer = training.instantiate(
+                cfg.optimizer, path="optimizer", kind=training.Optimizer, params=trained
+            )
             self.lr_scheduler = None
             if "lr_scheduler" in cfg:
                 known = {"max_steps": self.max_steps} if training.accepts(cfg.lr_scheduler, "max_steps") else {}
                 self.lr_scheduler = training.instantiate(
-                    cfg.lr_scheduler, path="lr_scheduler", optimizer=self.optimizer, **known
+                    cfg.lr_scheduler,
+                    path="lr_scheduler",
+                    kind=training.Scheduler,
+                    optimizer=self.optimizer,
+                    **known,
                 )
             self.checkpointer = training.instantiate(
                 cfg.checkpointer,
                 path="checkpointer",
+                kind=training.Checkpointer,
                 output_dir=str(self.output_dir),
                 keep_last=cfg.get("keep_last", 1),
             )
@@ -147,7 +156,9 @@ class EBFTRecipe:
         if training.is_main() and "metric_logger" in self.cfg:
             nodes = self.cfg.metric_logger
             for index, node in enumerate(nodes if isinstance(nodes, ListConfig) else [nodes]):
-                self.loggers.append(training.instantiate(node, path=f"metric_logger[{index}]"))
+                self.loggers.append(
+                    training.instantiate(node, path=f"metric_logger[{index}]", kind=training.MetricLogger)
+                )
 
     def _restore(self, checkpoint: training.Checkpoint) -> None:
         training.check_frozen(checkpoint, self.frozen)

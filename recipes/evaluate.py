@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from components import __version__, evaluation, training
+from components.data import Tokenizer
 from components.evaluation import Candidate, Measure, Scores
 from components.models import deferred_weights
 from components.report import comparison, plot_comparison
@@ -41,12 +42,12 @@ class EvaluationRecipe:
         training.seed_everything(cfg.seed)
         self.candidates = evaluation.find_candidates(cfg)
         with training.timed("tokenizer and measures"):
-            tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer")
+            tokenizer = training.instantiate(cfg.tokenizer, path="tokenizer", kind=Tokenizer)
             self.measures: dict[str, Measure] = {}
             for name, node in cfg.measures.items():
                 with deferred_weights():
                     self.measures[name] = training.instantiate(
-                        node, path=f"measures.{name}", offered={"tokenizer": tokenizer}
+                        node, path=f"measures.{name}", kind=Measure, offered={"tokenizer": tokenizer}
                     )
         evaluation.check_candidates(self.candidates, self.measures, tokenizer.vocab_size)
         with training.timed("feature networks"):

@@ -19,7 +19,12 @@ class Tokenizer(Protocol):
 
     pad_id: int
 
+    @property
+    def vocab_size(self) -> int: ...
+
     def encode(self, text: str, add_bos: bool = ..., add_eos: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], /) -> str: ...
 
 
 class HFTokenizer:

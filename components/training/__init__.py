@@ -25,6 +25,7 @@ from components.training.distributed import (
 )
 from components.training.instantiate import accepts, instantiate, validate_config
 from components.training.interrupt import Interrupt, resume_command
+from components.training.kinds import Checkpointer, MetricLogger, Optimizer, Scheduler
 from components.training.manifest import Manifest, list_checkpoints, newest_checkpoint
 from components.training.memory import keep_freed_memory, peak_memory_gib
 from components.training.messages import say, say_warnings_once, timed
@@ -50,6 +51,7 @@ from components.training.watchdog import fail, phase, phases
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Checkpointer",
     "HFCheckpointer",
     "Interrupt",
     "KeptBlock",
@@ -57,9 +59,12 @@ __all__ = [
     "KeptText",
     "Manifest",
     "Measuring",
+    "MetricLogger",
     "MetricsLog",
+    "Optimizer",
     "Parts",
     "Progress",
+    "Scheduler",
     "StepMetrics",
     "Trend",
     "accepts",

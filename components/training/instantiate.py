@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 
 from components.training.config import Place, file_of, hint, is_component, is_dotted, plain_values
+from components.training.kinds import mismatch
 
 
 def validate_config(cfg: DictConfig) -> None:
@@ -32,29 +33,61 @@ def validate_config(cfg: DictConfig) -> None:
     _check(OmegaConf.to_container(cfg), Place(file=file_of(cfg)), injected=None)
 
 
-def instantiate(node: DictConfig, /, *, path: str, offered: Mapping[str, Any] | None = None, **injected: Any) -> Any:
+def check_component(node: DictConfig, path: str) -> None:
+    """Check a node as :func:`instantiate` does for one to which the recipe gives nothing, but build nothing.
+
+    Raises:
+        ValueError: see :func:`instantiate`.
+    """
+    place = _place_of(node, path)
+    _check(plain_values(node), place, injected=())
+
+
+def instantiate(
+    node: DictConfig,
+    /,
+    *,
+    path: str,
+    kind: Any = None,
+    offered: Mapping[str, Any] | None = None,
+    **injected: Any,
+) -> Any:
     """Build the component that a node describes, those inside it first, once all of them are found to be right.
 
     Args:
         node: a mapping with ``_component_``, the dotted name of a class or function (installed, or under the working
             directory). Its other keys are keyword arguments.
         path: where in the config the node stands, such as ``"generator.anchors"``.
+        kind: class or protocol that the component has to be of; components inside it have to be of the kind of their argument's
+            annotation.
         offered: keyword arguments from the recipe for every component here that has an argument of that name, at any depth,
             and for which the config does not give one.
         injected: keyword arguments from the recipe, for the component itself and not for those inside it.
 
     Raises:
         ValueError: a name that does not exist; an argument that is unknown, missing, of the wrong type, or injected and
-            in the config; a reference to nothing; a ValueError or TypeError of a constructor. The message opens with
-            the place.
+            in the config; a reference to nothing; a ValueError or TypeError of a constructor; a component of another kind
+            than its place wants. The message opens with the place.
     """
-    if not is_component(node):
-        raise Place(file=None, path=path).error(f"is {node}; write a mapping with a _component_, or remove the key")
-    place = Place(file=file_of(node), path=path)
+    place = _place_of(node, path)
     plain = plain_values(node)
     offered = offered or {}
     _check(plain, place, injected, offered)
-    return _build(plain, place, injected, offered)
+    built = _build(plain, place, injected, offered)
+    _check_kind(built, kind, place)
+    return built
+
+
+def _place_of(node: Any, path: str) -> Place:
+    if not is_component(node):
+        shown = "null" if node is None else repr(node)
+        raise Place(file=None, path=path).error(f"is {shown}; write a mapping with a _component_, or remove the key")
+    return Place(file=file_of(node), path=path)
+
+
+def _check_kind(built: Any, kind: Any, place: Place) -> None:
+    if kind is not None and (reason := mismatch(built, kind)):
+        raise place.error(reason)
 
 
 def accepts(node: DictConfig, argument: str) -> bool:
@@ -122,8 +155,11 @@ def _build(value: Any, place: Place, injected: Mapping[str, Any], offered: Mappi
     if not is_component(value):
         return built
     component = _locate(built.pop("_component_"), place)
-    named = {parameter.name for parameter in _parameters(component)}
-    wanted = {key: given for key, given in offered.items() if key in named - built.keys()}
+    named = {parameter.name: parameter for parameter in _parameters(component)}
+    for key in named.keys() & built.keys():
+        if is_component(value[key]):
+            _check_kind(built[key], _annotation(named[key]), place.at(key))
+    wanted = {key: given for key, given in offered.items() if key in named.keys() - built.keys()}
     try:
         return component(**wanted, **built, **injected)
     except (TypeError, ValueError) as error:

@@ -17,7 +17,14 @@ from components.rollouts import NoRollouts
 from components.training.instantiate import accepts, instantiate
 from components.training.messages import say, timed
 from components.training.placement import place
-from components.types import Advantage, FeatureExtractor, Generator, Loss, Reward
+from components.types import Advantage, BlockGenerator, FeatureExtractor, Generator, Loss, Reference, Reward
+
+_KINDS = {
+    "generator": BlockGenerator,
+    "reward": Reward,
+    "advantage": Advantage,
+    "feature_extractor": FeatureExtractor,
+}
 
 
 class Measuring(NamedTuple):
@@ -44,7 +51,7 @@ class Parts:
     validation: Measuring
     advantage: Advantage
     network: Any
-    reference: Any
+    reference: Reference | None
 
 
 def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, device: torch.device) -> Parts:
@@ -64,7 +71,7 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
 
     @functools.cache
     def build(path: str, stop_tokens: tuple[int, ...] = ()) -> Any:
-        """The part at ``path``; one that validation does not name itself is that of training, and None is one of neither.
+        """The part at ``path``; one that validation does not name itself is that of training. None if neither is there.
 
         A reward that reads text needs to know at which tokens the rollouts it is given end.
         """
@@ -75,7 +82,8 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
             return build(path)
         known = {"stop_tokens": stop_tokens} if stop_tokens else {}
         with deferred_weights():
-            return instantiate(node, path=path, offered=offered, **known)
+            kind = _KINDS[path.removeprefix("validation.")]
+            return instantiate(node, path=path, kind=kind, offered=offered, **known)
 
     trains = getattr(loss, "uses_rollouts", True)
     if missing := [key for key in ("generator", "reward", "advantage") if trains and key not in cfg]:
@@ -113,7 +121,7 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
     if "reference" in cfg:
         known = {"extractor": extractor} if lends_network else {}
         with deferred_weights():
-            reference = instantiate(cfg.reference, path="reference", **known)
+            reference = instantiate(cfg.reference, path="reference", kind=Reference, **known)
         if isinstance(reference, nn.Module):
             place(reference, device)
     return Parts(

@@ -6,24 +6,26 @@ import torch
 
 from components.data import Rows, StreamedText, collate, first_rows
 from components.losses import learned_tokens
+from components.models import Policy
 from components.rollouts import NoRollouts, StridedAnchors
 from components.training.messages import say
 from components.training.parts import Measuring, Parts
 from components.types import Batch, Loss, Rewards
 
 
-def check_parts(*, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> None:
+def check_parts(*, policy: Policy, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> None:
     """Refuse what would only fail, or silently do nothing, once training runs; say what is worth knowing.
 
     Args:
+        policy: for its vocabulary and its reach.
         parts: of the step; the advantage is tried on a reward of zeros.
         loss: for what it needs.
         dataset: its first rows are looked at.
 
     Raises:
-        ValueError: greedy rollouts, a KL term without reference or a reference without it, too few samples for the
-            advantage, a verifier without whole completions or without the records that it needs, no block that counts, or no
-            token to learn from.
+        ValueError: rows or rollouts longer than the policy can read, stop tokens that it does not have, greedy rollouts, a KL
+            term without reference or a reference without it, too few samples for the advantage, a verifier without whole
+            completions or without the records that it needs, no block that counts, or no token to learn from.
     """
     if loss.uses_reference != (parts.reference is not None):
         raise ValueError(
@@ -34,11 +36,25 @@ def check_parts(*, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> No
         raise ValueError("no token of the first rows of dataset is learned from; its rows hold prompts alone")
     count = f"{len(dataset)} rows" if not isinstance(dataset, StreamedText) else "a stream of rows"
     say(f"{count} of {batch.tokens.shape[1]} tokens")
+    policy.check_length(batch.tokens.shape[1])
+    _check_stop_tokens(parts.training, "generator", policy)
+    _check_stop_tokens(parts.validation, "validation.generator", policy)
     _check_completions(parts.training, "generator")
     _check_completions(parts.validation, "the generator of validation")
     generator = parts.training.generator
     if not isinstance(generator, NoRollouts):
-        _check_rollouts(generator, parts, batch)
+        _check_rollouts(generator, policy, parts, batch)
+
+
+def _check_stop_tokens(measuring: Measuring, path: str, policy: Policy) -> None:
+    """A token that the model does not have would end no rollout."""
+    vocabulary = policy.decoder.tok_embeddings.num_embeddings
+    for token in getattr(measuring.generator, "stop_tokens", ()):
+        if not 0 <= token < vocabulary:
+            raise ValueError(
+                f"{path}.stop_tokens names the id {token}, and the model's are from 0 to {vocabulary - 1}; correct it, or "
+                "give the token's text"
+            )
 
 
 def _check_completions(measuring: Measuring, name: str) -> None:
@@ -51,13 +67,13 @@ def _check_completions(measuring: Measuring, name: str) -> None:
             f"{name} has StridedAnchors as anchors, and reward judges whole completions, of which these are pieces; use "
             "components.rollouts.CompletionAnchor"
         )
-    if not generator.stop_tokens:
+    if not getattr(generator, "stop_tokens", ()):
         raise ValueError(
             f"{name} has no stop_tokens, and reward judges whole completions: none would ever end; name at least the EOS token"
         )
 
 
-def _check_rollouts(generator: Any, parts: Parts, batch: Batch) -> None:
+def _check_rollouts(generator: Any, policy: Policy, parts: Parts, batch: Batch) -> None:
     n = generator.num_samples
     if generator.temperature <= 0:
         raise ValueError(
@@ -74,6 +90,7 @@ def _check_rollouts(generator: Any, parts: Parts, batch: Batch) -> None:
         )
     rows, L = batch.tokens.shape
     anchors = generator.anchors(batch, generator.rollout_len)
+    policy.check_length(int(anchors.positions.max()) + generator.rollout_len)
     if not anchors.mask.any():
         raise ValueError(
             f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the prefix "

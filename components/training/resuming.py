@@ -5,15 +5,17 @@ checkpoints were made with stands in their manifests, so ``config.yaml`` of the 
 """
 
 import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from components.models import Policy, frozen_identity
-from components.training.config import diff_configs
+from components.training.config import diff_configs, hint, plain_values
 from components.training.distributed import gather, is_main
 from components.training.manifest import (
     Manifest,
@@ -172,12 +174,23 @@ def _allowed_changes(cfg: DictConfig, path: Path, manifest: Manifest) -> tuple[s
         if not _among([line.partition(":")[0]], _FREE)
     }
     allowed = list(cfg.get("resume_with_changes", []))
+    keys = {key for values in (manifest.config, plain_values(cfg)) for key in _keys(values)}
+    if unknown := next((key for key in allowed if key not in keys), None):
+        raise ValueError(f"resume_with_changes names {unknown!r}, which neither config has; {hint(unknown, keys)}")
     if refused := [key for key in differences if not _among([key], allowed)]:
         raise ValueError(
             f"{path} was made with another config ({'; '.join(differences[key] for key in refused)}); undo the change, name "
             f"another output_dir, or allow it with resume_with_changes=[{','.join([*allowed, *refused])}]"
         )
     return tuple(differences)
+
+
+def _keys(values: Any, path: str = "") -> Iterator[str]:
+    """All keys of nested mappings, dotted."""
+    if isinstance(values, Mapping):
+        for key, inner in values.items():
+            yield f"{path}{key}"
+            yield from _keys(inner, f"{path}{key}.")
 
 
 def _among(keys: tuple[str, ...] | list[str], prefixes: tuple[str, ...] | list[str]) -> bool:

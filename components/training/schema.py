@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from components.training.config import check_keys
-from components.training.instantiate import validate_config
+from components.training.config import check_keys, is_component, plain_values
+from components.training.instantiate import check_component, validate_config
 
 REQUIRED = (
     "output_dir",
@@ -50,6 +50,20 @@ OPTIONAL = (
     "log_every_n_steps",
     "keep_rollouts_every_n_steps",
 )
+_COMPONENTS = (
+    "model",
+    "tokenizer",
+    "checkpointer",
+    "dataset",
+    "loss",
+    "optimizer",
+    "generator",
+    "feature_extractor",
+    "reward",
+    "advantage",
+    "lr_scheduler",
+    "reference",
+)
 VALIDATION_REQUIRED = ("dataset", "every_n_steps", "batch_size")
 VALIDATION_OPTIONAL = ("generator", "reward")
 
@@ -79,12 +93,13 @@ def check_recipe(cfg: DictConfig) -> None:
         ValueError: an unknown or missing key, a value of the wrong kind, or a component that does not take its arguments.
     """
     check_keys(cfg, REQUIRED + OPTIONAL, required=REQUIRED)
+    plain_values(cfg)  # every reference leads somewhere
     if ("max_steps" in cfg) == ("epochs" in cfg):
         raise ValueError("give either max_steps or epochs: the length of a run is stated once")
     for key in _COUNTS:
         _check_count(cfg, key, key)
-    if type(cfg.seed) is not int or cfg.seed < 0:
-        raise ValueError(f"seed is {cfg.seed!r}; give a whole number of at least 0")
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**63:
+        raise ValueError(f"seed is {cfg.seed!r}; give a whole number from 0 to 2**63 - 1")
     for key in _SWITCHES:
         if type(cfg.get(key, False)) is not bool:
             raise ValueError(f"{key} is {cfg[key]!r}; give true or false")
@@ -107,6 +122,7 @@ def check_recipe(cfg: DictConfig) -> None:
         check_keys(cfg.validation, keys, required=VALIDATION_REQUIRED, path="validation")
         for key in ("every_n_steps", "batch_size"):
             _check_count(cfg.validation, key, f"validation.{key}")
+    _check_components(cfg)
     validate_config(cfg)
     copied, read = cfg.checkpointer.get("checkpoint_dir"), cfg.model.get("checkpoint_dir")
     if read is not None and copied is not None and Path(copied).resolve() != Path(read).resolve():
@@ -116,6 +132,23 @@ def check_recipe(cfg: DictConfig) -> None:
         )
     if cfg.checkpointer.get("keep_best") is not None and "validation" not in cfg:
         raise ValueError("checkpointer.keep_best needs validation, which measures it; add the key validation")
+
+
+def _check_components(cfg: DictConfig) -> None:
+    """Whatever is to be built is a node that names a component; null is none, and no way to do without."""
+    places = [(key, cfg[key]) for key in _COMPONENTS if key in cfg]
+    if "validation" in cfg:
+        keys = ("dataset", *VALIDATION_OPTIONAL)
+        places += [(f"validation.{key}", cfg.validation[key]) for key in keys if key in cfg.validation]
+    for path, node in places:
+        if not is_component(node):
+            shown = "null" if node is None else repr(node)
+            raise ValueError(f"{path} is {shown}; write a mapping with a _component_, or remove the key")
+    if "metric_logger" in cfg:
+        nodes = cfg.metric_logger
+        # They are built last, once the run owns its output directory; what is wrong with them is said before.
+        for index, node in enumerate(nodes if isinstance(nodes, ListConfig) else [nodes]):
+            check_component(node, f"metric_logger[{index}]" if isinstance(nodes, ListConfig) else "metric_logger")
 
 
 def _check_count(cfg: DictConfig, key: str, path: str) -> None:

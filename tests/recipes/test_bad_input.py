@@ -61,6 +61,22 @@ def refused(settings, capsys, monkeypatch):
         ("resume=maybe", "resume is 'maybe'"),
         ("epochs=1", "either max_steps or epochs"),
         ("~seed", "seed: this key is missing"),
+        ("seed=9223372036854775808", "give a whole number from 0 to 2**63 - 1"),
+        ("seed=${nothing}", "seed: Interpolation key 'nothing' not found"),
+        ("reward=null", "reward is null; write a mapping with a _component_, or remove the key"),
+        ("validation.reward=5", "validation.reward is 5; write a mapping with a _component_"),
+        ("metric_logger=5", "metric_logger: is 5; write a mapping with a _component_"),
+        (
+            "metric_logger={_component_: torchtune.training.metric_logging.DiskLogger}",
+            "DiskLogger needs the argument 'log_dir'",
+        ),
+        ("generator.stop_tokens=[-1]", "generator.stop_tokens names the id -1, and the model's are from 0 to"),
+        ("generator.stop_tokens=[99999]", "generator.stop_tokens names the id 99999"),
+        ("advantage=components.rewards.FeatureMatchingReward", "no Advantage (it cannot be called with (rewards))"),
+        (
+            "feature_extractor.network={_component_: torch.nn.Identity}",
+            "no FeatureNetwork (it lacks keep_layers, num_layers)",
+        ),
         ("validation.every=3", "validation.every"),
     ],
 )

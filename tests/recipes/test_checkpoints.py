@@ -204,6 +204,10 @@ def test_sigterm_to_torchrun_reaches_the_run(settings, tmp_path, command, code):
         (["batch_size=4"], "the data stream to resume has global_batch_size 2, this run has 4; make them equal"),
         (["dataset.source.path={corpus}", "resume_with_changes=[dataset.source.path]"], "fingerprint"),
         (["feature_extractor.layers=[1]"], "feature_extractor.layers: [0.25, 0.5, 0.75] -> [1]"),
+        (
+            ["resume_with_changes=[optimiser.lr]"],
+            "names 'optimiser.lr', which neither config has; did you mean 'optimizer.lr'?",
+        ),
         (["resume_with_changes=optimizer.lr"], "list dotted keys, such as [optimizer.lr, max_steps]"),
         (
             ["optimizer=torch.optim.SGD", "~optimizer.betas", "resume_with_changes=[optimizer]"],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import TASKS, ablations, final, grid
-from benchmarks.study_report import ABLATIONS, COLUMNS, NAMES, SECTIONS, fill, result_table, reward_table
+from benchmarks.study_report import ABLATIONS, COLUMNS, NAMES, SECTIONS, fill, length_table, result_table, reward_table
 from components.evaluation import check_evaluation
 from components.training import check_recipe, load_config
 
@@ -94,6 +94,25 @@ def test_a_table_is_bold_where_the_intervals_of_all_seeds_agree():
     assert len(lines) == 5
     page = "a\n<!-- study: code -->\nold\n<!-- end -->\nb\n<!-- study: other -->\nkept\n<!-- end -->\n"
     assert fill(page, {"code": "new"}) == page.replace("old", "new")
+
+
+def test_losses_by_length_are_means_over_seeds():
+    def metric(*values):
+        return {
+            name: {"value": value} for name, value in zip(("base", "sft_seed_1", "sft_seed_2"), values, strict=True)
+        }
+
+    metrics = {
+        "feature_matching_loss/1": metric(9, 9, 9),
+        "feature_matching_loss_unbiased/1": metric(2.0, 1.0, 1.5),
+        "feature_matching_loss_unbiased/16": metric(1.0, 0.5, None),
+    }
+    assert length_table(NAMES, {"metrics": metrics}).splitlines() == [
+        "| | 1 | 16 |",
+        "|---|---|---|",
+        "| untuned | 2.0000 | 1.0000 |",
+        "| SFT, same sequences | 1.2500 | – |",
+    ]
 
 
 def test_rewards_of_the_first_and_the_last_third_are_compared_with_their_spread_over_steps():
