@@ -68,7 +68,6 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
         "cross_entropy/cross_entropy": ("cross-entropy", 3),
         "calibration/feature_matching_loss_unbiased/8": ("feature-matching loss", 4),
         "coding/pass@1": ("held-out pass@1", 3),
-        "humaneval/pass@1": ("HumanEval pass@1", 3),
     },
 }
 
