@@ -21,6 +21,7 @@ from torchtune._cli.ls import List
 from torchtune._cli.run import Run
 
 import components
+from components.evaluation import check_evaluation
 from components.preview import estimate as estimate_table
 from components.preview import preview, show
 from components.report import report_page, report_plots, rollouts_page, rollouts_table
@@ -112,9 +113,14 @@ def until_a_signal(command: Callable[[argparse.Namespace], None]) -> Callable[[a
 def validate(args: argparse.Namespace) -> None:
     """Build every part of each config without weights, and show the first row with its anchors."""
     for name in args.config:
-        with preview(load_config(find_config(name), args.set)) as found:
+        cfg = load_config(find_config(name), args.set)
+        if "measures" in cfg:
+            check_evaluation(cfg)
+            print(f"{name}: its keys and components are valid; checkpoints and data are looked at when it runs")
+            continue
+        with preview(cfg) as found:
             Console().print(show(found))
-        print(f"{name}: valid")
+        print(f"{name}: valid" + (", as far as it could be looked at" if found.missing else ""))
 
 
 def estimate(args: argparse.Namespace) -> None:
@@ -136,6 +142,12 @@ def rollouts(args: argparse.Namespace) -> None:
     print(rollouts_page(args.run, args.out))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """torchtune's commands that make sense for our recipes."""
     parser = argparse.ArgumentParser(prog="ebft", description="Energy-based fine-tuning on torchtune.")
@@ -151,7 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
         own.add_argument("config", nargs=many, help="name or file")
         own.add_argument("--set", nargs="+", default=[], metavar="key=value", help="overrides, as after `ebft run`")
         own.set_defaults(func=function)
-    commands.choices["estimate"].add_argument("--ranks", type=int, default=1, help="processes that share the weights")
+    commands.choices["estimate"].add_argument(
+        "--ranks", type=_count, default=1, help="processes that share the weights"
+    )
     for name, function in (("report", report), ("rollouts", rollouts)):
         own = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         own.add_argument("run", nargs="+" if name == "report" else None, help="output_dir of a run")

@@ -23,7 +23,7 @@ from torch import nn
 from components import training
 from components.data import NotHere, Rows, StreamedText, Tokenizer, collate, first_rows
 from components.estimate import GIB, Memory, Step, estimate_memory, flops_of
-from components.features import FrozenNetwork
+from components.features import FrozenNetwork, MovingAverage
 from components.models import Policy, deferred_weights, known_config, parse_dtype, read_config, write_stand_in
 from components.types import Batch, Loss
 
@@ -114,6 +114,8 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
     loss = training.instantiate(cfg.loss, path="loss", kind=Loss)
     known: Any = _AnyText() if tokenizer is None else tokenizer
     parts = training.build_parts(cfg, loss=loss, policy=policy, tokenizer=known, device=torch.device("meta"))
+    if isinstance(parts.network, MovingAverage):
+        parts.network.check(policy)
     _build_rest(cfg)
     found = Preview(
         cfg=cfg,
@@ -126,14 +128,17 @@ def _build(cfg: DictConfig, missing: list[str]) -> Preview:
     if tokenizer is not None:
         try:
             dataset = training.instantiate(cfg.dataset, path="dataset", kind=Rows | StreamedText, tokenizer=tokenizer)
+            held_out = None
             if "validation" in cfg:
-                training.instantiate(cfg.validation.dataset, path="validation.dataset", kind=Rows, tokenizer=tokenizer)
+                held_out = training.instantiate(
+                    cfg.validation.dataset, path="validation.dataset", kind=Rows, tokenizer=tokenizer
+                )
         except ValueError as error:
             if not isinstance(error.__cause__, NotHere):
                 raise
             missing.append(str(error))
         else:
-            training.check_parts(policy=policy, parts=parts, loss=loss, dataset=dataset)
+            training.check_parts(policy=policy, parts=parts, loss=loss, dataset=dataset, held_out=held_out)
             found.batch = collate(first_rows(dataset, cfg.batch_size))
     return found
 

@@ -9,7 +9,6 @@ Read :meth:`EBFTRecipe.step` first: it is the method, one line per arrow of
 import functools
 import math
 import operator
-import shutil
 import sys
 import time
 import traceback
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from rich.console import Console
 
 from components import evaluation, training
@@ -70,7 +69,7 @@ class EBFTRecipe:
                 self.max_steps = cfg.max_steps
             else:
                 self.max_steps = max(1, cfg.epochs * (self.stream.batches_per_epoch // self.accumulation))
-            self.validation_loader = None
+            self.validation_loader = held_out = None
             if "validation" in cfg:
                 held_out = training.instantiate(
                     cfg.validation.dataset, path="validation.dataset", kind=Rows, tokenizer=self.tokenizer
@@ -99,7 +98,7 @@ class EBFTRecipe:
         if self.average is not None:
             self.average.check(self.policy)
             self.extra = self.average.tensors()
-        training.check_parts(policy=self.policy, parts=parts, loss=self.loss, dataset=dataset)
+        training.check_parts(policy=self.policy, parts=parts, loss=self.loss, dataset=dataset, held_out=held_out)
 
         with training.timed("sharding and optimizer"):
             training.shard(
@@ -142,23 +141,14 @@ class EBFTRecipe:
         if checkpoint is not None:
             with training.timed(f"resuming from {checkpoint.path}"):
                 self._restore(checkpoint)
-        if training.is_main():
-            if self.cfg.get("resume") == "overwrite":
-                shutil.rmtree(self.output_dir, ignore_errors=True)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.metrics_log = training.MetricsLog(self.output_dir)
-        if training.is_main():
-            training.save_config(self.cfg, self.output_dir)
-            self.metrics_log.truncate(self.steps_done)
-            evaluation.forget_validations(self.output_dir, after=self.steps_done)
-            training.forget_rollouts(self.output_dir, after=self.steps_done)
-        self.loggers = []
-        if training.is_main() and "metric_logger" in self.cfg:
-            nodes = self.cfg.metric_logger
-            for index, node in enumerate(nodes if isinstance(nodes, ListConfig) else [nodes]):
-                self.loggers.append(
-                    training.instantiate(node, path=f"metric_logger[{index}]", kind=training.MetricLogger)
-                )
+        with training.taken(self.output_dir, overwrite=self.cfg.get("resume") == "overwrite"):
+            self.metrics_log = training.MetricsLog(self.output_dir)
+            self.loggers = training.build_loggers(self.cfg)
+            if training.is_main():
+                training.save_config(self.cfg, self.output_dir)
+                self.metrics_log.truncate(self.steps_done)
+                evaluation.forget_validations(self.output_dir, after=self.steps_done)
+                training.forget_rollouts(self.output_dir, after=self.steps_done)
 
     def _restore(self, checkpoint: training.Checkpoint) -> None:
         training.check_frozen(checkpoint, self.frozen)

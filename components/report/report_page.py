@@ -16,7 +16,7 @@ from components.report.comparison import plot_comparison, split_curves
 from components.report.curves import advantage_quantiles, plot_runs
 from components.report.labels import TITLES, title
 from components.report.page import write_page
-from components.training import diff_configs, load_config, read_metrics
+from components.training import diff_configs, load_config, plain_values, read_metrics
 
 # In the order of the page; other metrics follow, folded away.
 _TRAINING = (
@@ -58,7 +58,11 @@ def report_page(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         "runs": [{"name": name} | run for name, run in zip(names, runs, strict=True)],
         "training": _titled(metrics, _TRAINING),
         "validation": _titled(validated, TITLES),
-        "evaluations": [measure for folder in folders for measure in _evaluation(folder)],
+        "evaluations": [
+            measure
+            for folder, name in zip(folders, _names(folders), strict=True)
+            for measure in _evaluation(folder, name)
+        ],
         "differences": _differences(trained),
     }
     heading = ", ".join(_names(folders))
@@ -74,9 +78,9 @@ def report_plots(run_dirs: Sequence[str | Path], directory: str | Path) -> list[
     folders, directory = _folders(run_dirs), Path(directory)
     trained = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
     written = plot_runs(dict(zip(_names(trained), trained, strict=True)), directory)
-    for folder in folders:
+    for folder, name in zip(folders, _names(folders), strict=True):
         if (folder / "results.json").is_file():
-            written += plot_comparison(load_summary(folder), directory / folder.resolve().name)
+            written += plot_comparison(load_summary(folder), directory / name.replace("/", "_"))
     return written
 
 
@@ -167,22 +171,22 @@ def _changes(validations: dict[int, dict[str, Measured]]) -> list[dict[str, Any]
     return changes
 
 
-def _evaluation(folder: Path) -> list[dict[str, Any]]:
-    """The measures of an evaluation, with curves apart from single numbers; nothing if it is none."""
+def _evaluation(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The measures of an evaluation called ``name``, with curves apart from single numbers; nothing if it is none."""
     if not (folder / "results.json").is_file():
         return []
     summary = load_summary(folder)
     try:
         return [
             {
-                "name": f"{folder.resolve().name}: {name}",
+                "name": f"{name}: {measured}",
                 "checkpoints": list(summary["checkpoints"]),
                 "compare_with": summary["compare_with"],
                 "notes": measure.get("notes", {}),
                 **{key: measure[key] for key in ("rows", "groups", "intervals")},
                 **dict(zip(("curves", "metrics"), split_curves(measure["metrics"]), strict=True)),
             }
-            for name, measure in summary["measures"].items()
+            for measured, measure in summary["measures"].items()
         ]
     except (LookupError, AttributeError, TypeError) as error:
         raise ValueError(
@@ -205,12 +209,22 @@ def _config(folder: Path) -> DictConfig | None:
     if not (folder / "config.yaml").is_file():
         return None
     config = load_config(folder / "config.yaml")
-    written = OmegaConf.to_yaml(config).replace(str(config.get("output_dir")), "<output_dir>")
-    plain = OmegaConf.create(written)
-    assert isinstance(plain, DictConfig)
+    place = str(config.get("output_dir"))
+    plain = OmegaConf.create({key: _without(place, value) for key, value in plain_values(config).items()})
     for key in _PLACES:
         plain.pop(key, None)
     return plain
+
+
+def _without(place: str, value: Any) -> Any:
+    """``value`` with paths in ``place`` as paths in ``<output_dir>``."""
+    if isinstance(value, dict):
+        return {key: _without(place, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without(place, inner) for inner in value]
+    if isinstance(value, str) and (value == place or value.startswith(f"{place}/")):
+        return "<output_dir>" + value[len(place) :]
+    return value
 
 
 def _value(config: DictConfig, key: str) -> str | None:

@@ -30,6 +30,7 @@ from components.training.manifest import Manifest, list_checkpoints, newest_chec
 from components.training.memory import keep_freed_memory, peak_memory_gib
 from components.training.messages import say, say_warnings_once, timed
 from components.training.metrics import MetricsLog, StepMetrics, read_metrics
+from components.training.output import build_loggers, taken
 from components.training.parts import Measuring, Parts, build_parts
 from components.training.placement import place
 from components.training.preflight import check_parts
@@ -68,6 +69,7 @@ __all__ = [
     "StepMetrics",
     "Trend",
     "accepts",
+    "build_loggers",
     "build_parts",
     "check_frozen",
     "check_keys",
@@ -106,6 +108,7 @@ __all__ = [
     "start",
     "stop",
     "sync_gradients",
+    "taken",
     "terminal",
     "timed",
     "token_texts",

@@ -66,7 +66,7 @@ def instantiate(
 
     Raises:
         ValueError: a name that does not exist; an argument that is unknown, missing, of the wrong type, or injected and
-            in the config; a reference to nothing; a ValueError or TypeError of a constructor; a component of another kind
+            in the config; a reference to nothing; an error of a constructor; a component of another kind
             than its place wants. The message opens with the place.
     """
     place = _place_of(node, path)
@@ -164,6 +164,8 @@ def _build(value: Any, place: Place, injected: Mapping[str, Any], offered: Mappi
         return component(**wanted, **built, **injected)
     except (TypeError, ValueError) as error:
         raise place.error(str(error)) from error
+    except Exception as error:  # a constructor that meets what it did not think of
+        raise place.error(f"{type(error).__name__}: {error}") from error
 
 
 def _locate(name: Any, place: Place) -> Callable[..., Any]:

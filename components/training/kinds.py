@@ -74,8 +74,7 @@ def _reason(part: Any, kind: type) -> str | None:
     if not getattr(kind, "_is_protocol", False):
         return None if isinstance(part, kind) else "it is of another class"
     members = dict(_members(kind))
-    # The class first: a property may take long to compute.
-    if lacking := [name for name in members if not (hasattr(type(part), name) or hasattr(part, name))]:
+    if lacking := [name for name in members if not _has(part, name)]:
         return f"it lacks {', '.join(sorted(lacking))}"
     for name, member in members.items():
         if inspect.isfunction(member):
@@ -95,6 +94,12 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
             for name, member in vars(base).items():
                 if not name.startswith("_") or name in ("__call__", "__len__", "__getitem__"):
                     yield name, member
+
+
+def _has(part: Any, name: str) -> bool:
+    if name == "__call__":
+        return callable(part)  # a class is, whatever its objects are
+    return hasattr(type(part), name) or hasattr(part, name)  # the class first: a property may take long to compute
 
 
 def _can_be_called(part: Any, name: str, given: list[inspect.Parameter]) -> bool:

@@ -90,6 +90,10 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
         raise ValueError(
             f"{missing[0]}: this key is missing; add it, or set loss.rl_coef to 0 to train without rollouts"
         )
+    shared = [key for key in ("generator", "reward") if "validation" in cfg and key not in cfg.validation]
+    unused = [key for key in ("generator", "reward", "advantage") if key in cfg and not trains and key not in shared]
+    if unused:
+        say(f"not built, since loss uses no rollouts: {', '.join(unused)}")
     drawn = []
     for used, place_of in ((trains, ""), ("validation" in cfg, "validation.")):
         generator = build(place_of + "generator") if used else None

@@ -1,5 +1,7 @@
 """The last look before a run takes its output directory: do the parts fit together, and does the data hold any block?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from components.training.parts import Measuring, Parts
 from components.types import Batch, Loss, Rewards
 
 
-def check_parts(*, policy: Policy, parts: Parts, loss: Loss, dataset: Rows | StreamedText) -> None:
+def check_parts(
+    *, policy: Policy, parts: Parts, loss: Loss, dataset: Rows | StreamedText, held_out: Rows | None
+) -> None:
     """Refuse what would only fail, or silently do nothing, once training runs; say what is worth knowing.
 
     Args:
@@ -21,6 +25,7 @@ def check_parts(*, policy: Policy, parts: Parts, loss: Loss, dataset: Rows | Str
         parts: of the step; the advantage is tried on a reward of zeros.
         loss: for what it needs.
         dataset: its first rows are looked at.
+        held_out: the dataset of validation, if there is one; likewise.
 
     Raises:
         ValueError: rows or rollouts longer than the policy can read, stop tokens that it does not have, greedy rollouts, a KL
@@ -36,14 +41,49 @@ def check_parts(*, policy: Policy, parts: Parts, loss: Loss, dataset: Rows | Str
         raise ValueError("no token of the first rows of dataset is learned from; its rows hold prompts alone")
     count = f"{len(dataset)} rows" if not isinstance(dataset, StreamedText) else "a stream of rows"
     say(f"{count} of {batch.tokens.shape[1]} tokens")
-    policy.check_length(batch.tokens.shape[1])
-    _check_stop_tokens(parts.training, "generator", policy)
-    _check_stop_tokens(parts.validation, "validation.generator", policy)
-    _check_completions(parts.training, "generator")
-    _check_completions(parts.validation, "the generator of validation")
-    generator = parts.training.generator
-    if not isinstance(generator, NoRollouts):
-        _check_rollouts(generator, policy, parts, batch)
+    _check_measuring(parts.training, "", batch, policy)
+    if not isinstance(parts.training.generator, NoRollouts):
+        _check_learning(parts.training.generator, parts, batch)
+    if held_out is not None:
+        _check_measuring(parts.validation, "validation.", collate(first_rows(held_out, 512)), policy)
+
+
+def _check_measuring(measuring: Measuring, place: str, batch: Batch, policy: Policy) -> None:
+    """What training and validation have in common: rows that the policy reads, blocks that fit in, and what the reward needs.
+    ``place`` is what the keys in messages begin with."""
+    rows, L = batch.tokens.shape
+    generator: Any = measuring.generator
+    with _at(place, "dataset"):
+        policy.check_length(L)
+    if isinstance(generator, NoRollouts):
+        return
+    _check_stop_tokens(measuring, f"{place}generator", policy)
+    _check_completions(measuring, f"{place}generator")
+    if getattr(measuring.reward, "uses_records", False) and batch.records is None:
+        raise ValueError(
+            f"{place}reward needs the records that rows were made from, and {place}dataset gives none; use "
+            "components.data.PromptCompletion with one record a row"
+        )
+    with _at(place, "generator"):
+        anchors = generator.anchors(batch, generator.rollout_len)
+        policy.check_length(int(anchors.positions.max()) + generator.rollout_len)
+    if not anchors.mask.any():
+        raise ValueError(
+            f"no block counts in the first {rows} rows of {place}dataset: every document (or target) is shorter than the "
+            f"prefix and rollout together, or has no prompt; lower {place}generator.anchors.context_len or "
+            f"{place}generator.rollout_len, or use other text"
+        )
+
+
+@contextmanager
+def _at(place: str, key: str) -> Iterator[None]:
+    """Errors with the place of validation's key before them; those of training name their keys."""
+    try:
+        yield
+    except ValueError as error:
+        if not place:
+            raise
+        raise ValueError(f"{place}{key}: {error}") from error
 
 
 def _check_stop_tokens(measuring: Measuring, path: str, policy: Policy) -> None:
@@ -73,7 +113,8 @@ def _check_completions(measuring: Measuring, name: str) -> None:
         )
 
 
-def _check_rollouts(generator: Any, policy: Policy, parts: Parts, batch: Batch) -> None:
+def _check_learning(generator: Any, parts: Parts, batch: Batch) -> None:
+    """Whether rollouts give a gradient; what is worth knowing of the blocks."""
     n = generator.num_samples
     if generator.temperature <= 0:
         raise ValueError(
@@ -83,20 +124,8 @@ def _check_rollouts(generator: Any, policy: Policy, parts: Parts, batch: Batch) 
     parts.advantage(Rewards(pointwise=nothing, pairwise=nothing, mask=torch.ones(1, 1, dtype=torch.bool)))
     if n == 2:
         say("2 samples per anchor: with RLOO the diversity reward has no baseline (0), only alignment has one")
-    if getattr(parts.training.reward, "uses_records", False) and batch.records is None:
-        raise ValueError(
-            "reward needs the records that rows were made from, and dataset gives none; use components.data.PromptCompletion "
-            "with one record a row"
-        )
-    rows, L = batch.tokens.shape
+    L = batch.tokens.shape[1]
     anchors = generator.anchors(batch, generator.rollout_len)
-    policy.check_length(int(anchors.positions.max()) + generator.rollout_len)
-    if not anchors.mask.any():
-        raise ValueError(
-            f"no block counts in the first {rows} rows of dataset: every document (or target) is shorter than the prefix "
-            "and rollout together, or has no prompt; lower generator.anchors.context_len or generator.rollout_len, or use "
-            "other text"
-        )
     say(
         f"{anchors.mask.shape[1]} anchors a row of which "
         f"{anchors.mask.float().mean():.0%} count, {n} samples of {generator.rollout_len} tokens at each"

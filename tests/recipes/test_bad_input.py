@@ -78,6 +78,12 @@ def refused(settings, capsys, monkeypatch):
             "no FeatureNetwork (it lacks keep_layers, num_layers)",
         ),
         ("validation.every=3", "validation.every"),
+        ("validation.dataset.seq_len=9", "validation.generator: rows of 9 tokens have no room for a block"),
+        (
+            "validation.reward={_component_: components.rewards.VerifierReward, verifier: "
+            "{_component_: components.rewards.ExactMatch}}",
+            "validation.generator has StridedAnchors as anchors, and reward judges whole completions",
+        ),
     ],
 )
 def test_one_sentence_and_nothing_written(setting, message, overrides, tmp_path, capsys, monkeypatch):  # noqa: F811
@@ -180,6 +186,20 @@ def test_overwriting_starts_again(overrides, tmp_path):  # noqa: F811
     assert [row["step"] for row in first] == [1, 2]
     assert [row["step"] for row in second] == [1]
     assert sorted(path.name for path in (tmp_path / "run").glob("step_*")) == ["step_000001"]
+
+
+def test_a_run_that_is_to_be_overwritten_stays_if_the_new_one_cannot_start(overrides, tmp_path, capsys, monkeypatch):  # noqa: F811
+    train([*overrides, "max_steps=1"])
+    stop()
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for logger, message in (
+        ("torch.nn.Identity", "metric_logger: Identity is no MetricLogger"),
+        ("torchtune.training.metric_logging.DiskLogger, log_dir: /dev/null/no", "metric_logger: "),
+    ):
+        settings = [*overrides, "resume=overwrite", f"metric_logger={{_component_: {logger}}}"]
+        assert message in refused(settings, capsys, monkeypatch)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+        assert not list(tmp_path.glob(".run*"))
 
 
 def test_two_samples_are_explained(overrides, caplog, tmp_path):  # noqa: F811

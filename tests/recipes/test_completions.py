@@ -123,7 +123,7 @@ def test_so_does_one_of_validation(completions, capsys, monkeypatch):
         "{_component_: components.rewards.VerifierReward, verifier: {_component_: components.rewards.ExactMatch}}"
     )
     settings = [*completions, validating(completions, f"reward={verifier}"), "generator.stop_tokens=[]"]
-    assert "the generator of validation has no stop_tokens" in refused(settings, capsys, monkeypatch)
+    assert "validation.generator has no stop_tokens" in refused(settings, capsys, monkeypatch)
 
 
 def test_a_verifiers_reward_knows_the_stop_tokens_of_the_generator_whose_rollouts_it_is_given(completions):

@@ -427,7 +427,7 @@ def test_a_stream_is_no_dataset_to_measure_on(overrides, material, capsys, monke
     node = f"{{_component_: components.data.StreamedText, seq_len: 40, source: {source}}}"
     settings = ["~measures.token_entropy.dataset", f"measures.token_entropy.dataset={node}"]
     message = refused([*overrides, *settings], capsys, monkeypatch)
-    assert "measures.token_entropy: dataset is StreamedText, a stream" in message
+    assert "measures.token_entropy.dataset: StreamedText is no Rows" in message
 
 
 def test_prompts_and_verifiers_of_training_serve_evaluation(overrides, tmp_path):

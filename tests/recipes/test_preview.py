@@ -63,6 +63,38 @@ def test_validate_refuses_in_one_sentence(overrides, tmp_path):  # noqa: F811
     assert "Traceback" not in done.stderr
 
 
+def test_the_other_recipes_configs_are_checked_as_what_they_are(tmp_path):
+    done = ebft("validate", "smollm2_135m/evaluate", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "smollm2_135m/evaluate: its keys and components are valid" in done.stdout
+    done = ebft("validate", "smollm2_135m/evaluate", "--set", "resampels=5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "did you mean 'resamples'?" in done.stderr
+
+
+@pytest.mark.parametrize("ranks", ["0", "-4", "two"])
+def test_memory_is_shared_by_at_least_one_process(ranks, tmp_path):
+    done = ebft("estimate", "quickstart", "--ranks", ranks, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"'{ranks}' is no whole number of at least 1" in done.stderr
+
+
+def test_an_average_that_cannot_follow_the_policy_is_refused(overrides, material):  # noqa: F811
+    average = "{_component_: components.features.MovingAverage, decay: 0.9, decoder: {_component_: "
+    decoder = f"components.models.load_decoder, checkpoint_dir: {material[0]}}}}}"
+    lora = f"model={{_component_: components.models.load_lora_decoder, checkpoint_dir: {material[0]}, lora_rank: 2}}"
+    with (
+        pytest.raises(ValueError, match="averages all weights, and the model trains adapters only"),
+        preview(load_config(QUICKSTART, [*overrides, lora, f"feature_extractor.network={average}{decoder}"])),
+    ):
+        pass
+
+
+def test_what_supervised_fine_tuning_leaves_out_is_said(overrides, caplog):  # noqa: F811
+    with preview(load_config(QUICKSTART, [*overrides, "loss.rl_coef=0", "~validation"])):
+        assert "not built, since loss uses no rollouts: generator, reward, advantage" in caplog.text
+
+
 def test_a_checkpoint_that_is_not_here_is_stood_in_for(overrides, tmp_path):  # noqa: F811
     with preview(load_config(QUICKSTART, [*overrides, f"model.checkpoint_dir={tmp_path}/Qwen2.5-7B"])) as found:
         assert found.batch is None

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.cli import main
-from components.report import report_page, rollouts_page, rollouts_table
+from components.report import report_page, report_plots, rollouts_page, rollouts_table
 from components.report.page import write_page
 from tests.pages import HOSTILE, write_evaluation, write_rollouts, write_run
 
@@ -162,6 +162,31 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")]
     names = [run["name"] for run in data_of(report_page(runs, tmp_path / "report.html"))["runs"]]
     assert names == [str(run) for run in runs]
+
+
+def test_evaluations_of_one_name_are_told_apart_too(tmp_path):
+    folders = [write_evaluation(tmp_path / "a" / "eval"), write_evaluation(tmp_path / "b" / "eval")]
+    names = [measure["name"] for measure in data_of(report_page(folders, tmp_path / "report.html"))["evaluations"]]
+    assert names == [f"{folder}: heldout" for folder in folders]
+    written = report_plots(folders, tmp_path / "plots")
+    assert len(set(written)) == len(written) == 2
+
+
+def test_configs_differ_in_what_was_asked_for_and_not_in_where_it_was_written(tmp_path):
+    runs = []
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        run = write_run(tmp_path / name)
+        config = {
+            "output_dir": name,
+            "device": "cab",
+            "logs": f"{name}/logs",
+            "places": [name],
+            "optimizer": {"lr": lr},
+        }
+        (run / "config.yaml").write_text(json.dumps(config))
+        runs.append(run)
+    differences = data_of(report_page(runs, tmp_path / "report.html"))["differences"]
+    assert differences == [["optimizer.lr", "0.1", "0.2"]]
 
 
 def test_other_directories_are_refused_in_a_sentence(tmp_path):
