@@ -23,7 +23,7 @@ from torch import nn
 from components import training
 from components.data import NotHere, Rows, StreamedText, Tokenizer, collate, first_rows
 from components.estimate import GIB, Memory, Step, estimate_memory, flops_of
-from components.features import FrozenNetwork, MovingAverage
+from components.features import FrozenNetwork, MovingAverage, NoFeatures
 from components.models import Policy, deferred_weights, known_config, parse_dtype, read_config, write_stand_in
 from components.types import Batch, Loss
 
@@ -211,6 +211,21 @@ def step_of(found: Preview) -> Step:
     return Step(sequences=cfg.batch_size, length=length, anchors=anchors, samples=samples, rollout_len=rollout_len)
 
 
+def arithmetic_of(found: Preview) -> dict[str, float]:
+    """FLOPs of a step of one rank, by phase; of the phases that it has."""
+    cfg, step = found.cfg, step_of(found)
+    learns = getattr(training.instantiate(cfg.loss, path="loss"), "uses_target", True)
+    extractor: Any = found.parts.training.feature_extractor
+    depth = len(found.policy.decoder.layers)
+    deepest = max(getattr(extractor, "taps", (depth,))) / depth
+    flops = flops_of(found.model_config, step, deepest_tap=deepest, ce=learns)
+    if isinstance(extractor, NoFeatures):
+        del flops["features"]
+    if not step.anchors:
+        flops = {"update": flops["update"]}
+    return {phase: cfg.get("gradient_accumulation_steps", 1) * value for phase, value in flops.items()}
+
+
 def memory_of(found: Preview, *, ranks: int = 1) -> Memory:
     """:func:`components.estimate.estimate_memory` of a config."""
     cfg, network = found.cfg, found.parts.network
@@ -222,6 +237,8 @@ def memory_of(found: Preview, *, ranks: int = 1) -> Memory:
         reference=found.parts.reference if isinstance(found.parts.reference, nn.Module) else None,
         make_optimizer=lambda parameters: training.instantiate(cfg.optimizer, path="optimizer", params=parameters),
         ranks=ranks,
+        replicate=cfg.get("data_parallel_replicate", 1),
+        cpu_offload=cfg.get("cpu_offload", False) and cfg.device == "cuda",
         shard_network=getattr(network, "shard", False),
         activation_checkpointing=cfg.get("activation_checkpointing", False),
         whole_gradients=cfg.get("gradient_accumulation_steps", 1) > 1
@@ -235,12 +252,8 @@ def estimate(found: Preview, *, ranks: int = 1) -> Group:
     cfg, step, memory = found.cfg, step_of(found), memory_of(found, ranks=ranks)
     parameters = list(found.policy.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    passes = cfg.get("gradient_accumulation_steps", 1)
-    learns = getattr(training.instantiate(cfg.loss, path="loss"), "uses_target", True)
-    flops = {phase: passes * value for phase, value in flops_of(found.model_config, step, ce=learns).items()}
-    if not step.anchors:
-        flops = {"update": flops["update"]}
-    rows = f"{passes} x {step.sequences} rows of {step.length} tokens"
+    flops = arithmetic_of(found)
+    rows = f"{cfg.get('gradient_accumulation_steps', 1)} x {step.sequences} rows of {step.length} tokens"
     costs = Table(title=f"one step on each of {ranks} rank(s): {rows}", title_justify="left", min_width=40)
     for heading in ("phase", "TFLOP"):
         costs.add_column(heading, justify="right" if heading == "TFLOP" else "left")
@@ -251,9 +264,13 @@ def estimate(found: Preview, *, ranks: int = 1) -> Group:
     held.add_column(justify="right")
     for name, value in memory.held.items():
         held.add_row(name, f"{value / GIB:.2f}")
-    for name, value in memory.phases.items():
-        held.add_row(f"  besides, in {name}", f"{value / GIB:.2f}")
+    for phase, terms in memory.phases.items():
+        held.add_row(f"besides, in {phase}", f"{sum(terms.values()) / GIB:.2f}")
+        for name, value in terms.items():
+            held.add_row(f"  {name}", f"{value / GIB:.2f}", style="dim")
     held.add_row("peak", f"{memory.peak / GIB:.2f}", style="bold")
+    for name, value in memory.offloaded.items():
+        held.add_row(f"in CPU memory: {name}", f"{value / GIB:.2f}")
     total = sum(p.numel() for p in parameters)
     free, where = _free(cfg.device)
     lines = [
@@ -277,12 +294,13 @@ def _free(device: str) -> tuple[float | None, str]:
 def _suggestion(found: Preview, memory: Memory) -> str:
     """The cheapest remedy for the largest part."""
     cfg = found.cfg
-    worst = max(memory.phases, key=lambda phase: memory.phases[phase])
-    parts = {**memory.held, worst: memory.phases[worst]}
+    phases = {phase: sum(terms.values()) for phase, terms in memory.phases.items()}
+    worst = max(phases, key=lambda phase: phases[phase])
+    parts = {**memory.held, worst: phases[worst]}
     largest = max(parts, key=lambda name: parts[name])
     if largest == "update" and not cfg.get("activation_checkpointing", False):
         return "set activation_checkpointing to true"
-    if largest in memory.phases and cfg.batch_size > 1:
+    if largest in phases and cfg.batch_size > 1:
         return "lower batch_size and raise gradient_accumulation_steps as much"
     if largest == "whole gradients":
         return "set reduce_every_micro_batch to true"
@@ -291,5 +309,6 @@ def _suggestion(found: Preview, memory: Memory) -> str:
     if largest == "feature network":
         return "set feature_extractor.network.quantization, or shard it over more processes"
     if any(p.requires_grad for p in found.policy.decoder.layers[0].attn.q_proj.parameters(recurse=False)):
-        return "train adapters (components.models.load_lora_decoder), or use more processes or cpu_offload"
+        offload = "" if cfg.get("cpu_offload", False) or cfg.device == "cpu" else ", or set cpu_offload to true"
+        return f"train adapters (components.models.load_lora_decoder), or use more processes{offload}"
     return "use more processes, shorter rows or a smaller model"

@@ -24,16 +24,18 @@ class Memory:
 
     Attributes:
         held: what is there all the time, by what holds it.
-        phases: what comes and goes besides, by phase; phases follow one another.
+        phases: what comes and goes besides, by phase and by what it is; phases follow one another.
+        offloaded: what waits in the memory of the CPU, by what it is; no part of the peak.
     """
 
     held: dict[str, float]
-    phases: dict[str, float]
+    phases: dict[str, dict[str, float]]
+    offloaded: dict[str, float]
 
     @property
     def peak(self) -> float:
         """The most that is there at once."""
-        return sum(self.held.values()) + max(self.phases.values())
+        return sum(self.held.values()) + max(sum(parts.values()) for parts in self.phases.values())
 
 
 def held_bytes(values: Iterable[Tensor | None]) -> int:
@@ -59,7 +61,9 @@ def estimate_memory(
     reference: nn.Module | None = None,
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = torch.optim.AdamW,
     ranks: int = 1,
+    replicate: int = 1,
     shard_network: bool = False,
+    cpu_offload: bool = False,
     activation_checkpointing: bool = False,
     whole_gradients: bool = False,
     asynchronous_saving: bool = False,
@@ -73,12 +77,23 @@ def estimate_memory(
         network: the feature network with weights of its own, on the meta device; None for one that has none.
         reference: of a KL term, likewise.
         make_optimizer: tried on a small parameter, to see what it keeps for a number.
-        ranks: that share the weights.
+        ranks: processes.
+        replicate: copies of the weights; ``ranks / replicate`` processes share one.
         shard_network: whether they share the network's too.
+        cpu_offload: weights, gradients and optimizer wait in CPU memory; to be given for a GPU alone, since on a CPU it is
+            where they are anyway.
         activation_checkpointing: of the policy.
         whole_gradients: gradient accumulation that reduces over ranks once a step.
         asynchronous_saving: a copy of what is saved waits in CPU memory (counted on a CPU alone).
+
+    Raises:
+        ValueError: ``replicate`` does not divide ``ranks``.
     """
+    if ranks % replicate:
+        raise ValueError(
+            f"data_parallel_replicate is {replicate}, which does not divide {ranks} processes; choose a divisor"
+        )
+    world, ranks = ranks, ranks // replicate
     e, decoder = dtype.itemsize, policy.decoder
     quantized = quantized_parameters(policy)
     weights = sum(
@@ -86,7 +101,7 @@ def estimate_memory(
     )
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad) / ranks
     optimizer = trained * _optimizer_bytes(make_optimizer)
-    phi = 0.0 if network is None else _network_bytes(network) / (ranks if shard_network else 1)
+    phi = 0.0 if network is None else _network_bytes(network) / (world // replicate if shard_network else 1)
 
     attention = decoder.layers[0].attn
     depth, width, vocabulary = len(decoder.layers), attention.embed_dim, decoder.tok_embeddings.num_embeddings
@@ -97,30 +112,42 @@ def estimate_memory(
     # A layer forward, again in the backward, and its gradients; logits, what is kept of them; the head's gradient.
     rows = step.sequences * (step.length + len(step.anchors) * (1 + step.samples * (step.rollout_len - 1)))
     # Measured with activation checkpointing: twice as many layers' worth, of which the heap holds some back.
-    passing = (6 if activation_checkpointing else 3) * layer + 3 * _LOGITS + 4 * min(KEPT_ELEMENTS, rows * vocabulary)
+    passing = (6 if activation_checkpointing else 3) * layer
+    logits = 3 * _LOGITS + 4 * min(KEPT_ELEMENTS, rows * vocabulary)
     if any(p.requires_grad and p.shape == (vocabulary, width) for p in policy.parameters()):
-        passing += 4 * vocabulary * width
+        logits += 4 * vocabulary * width
     cache = 2 * depth * attention.num_kv_heads * attention.head_dim * tokens * e
     numbers = sum(p.numel() for p in policy.parameters() if p not in quantized)
     # Weights gathered or cast: all of them in a rollout, two layers and the embeddings in a forward with a backward.
-    spread = ranks > 1 or any(p.dtype != dtype for p in policy.parameters() if p not in quantized)
+    cast = any(p.dtype != dtype for p in policy.parameters() if p not in quantized)
+    spread = ranks > 1 or cast or cpu_offload
     gathered = numbers * e if spread else 0
     around = (vocabulary * width + 2 * (numbers - vocabulary * width) / depth) * e if spread else 0
     read = tokens + step.sequences * step.samples * len(step.anchors)
+    gradients = 4 * trained
     phases = {
-        "rollouts": gathered + cache + _LOGITS,
-        "features": read * (8 * width + 3 * mlp) * e,
-        "update": around + 4 * trained + kept + passing,
+        "rollouts": {"weights, gathered": gathered, "key/value cache": cache, "logits": _LOGITS},
+        "features": {"activations": read * (8 * width + 3 * mlp) * e},
+        "update": {
+            "weights, gathered": around,
+            "gradients": gradients,
+            "activations": kept + passing,
+            "logits and the head's gradient": logits,
+        },
     }
     if asynchronous_saving:  # the copy that is written waits beside the steps
-        phases["update"] += weights + optimizer
-        phases["saving"] = weights + optimizer + 2 * 4 * numbers
+        phases["update"]["a copy that is saved"] = weights + optimizer
+        phases["saving"] = {"a copy that is saved": weights + optimizer, "weights, gathered": 2 * 4 * numbers}
     held = {"libraries": _LIBRARIES, "weights": weights, "optimizer": optimizer, "feature network": phi}
     if reference is not None:
         held["reference"] = held_bytes(reference.parameters())
-    if whole_gradients and ranks > 1:
-        held["whole gradients"] = 4 * trained * ranks
-    return Memory(held=held, phases=phases)
+    if whole_gradients and world > 1:
+        held["whole gradients"] = gradients * ranks
+    offloaded = {}
+    if cpu_offload:
+        offloaded = {name: held.pop(name) for name in ("weights", "optimizer")}
+        offloaded["gradients"] = phases["update"].pop("gradients")
+    return Memory(held=held, phases=phases, offloaded=offloaded)
 
 
 def _optimizer_bytes(make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> float:

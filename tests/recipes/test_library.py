@@ -18,8 +18,9 @@ from rich.console import Console
 from tokenizers import decoders, models, pre_tokenizers
 
 from components.cli import known_configs
+from components.estimate import GIB
 from components.models import known_config, write_stand_in
-from components.preview import estimate, preview, show
+from components.preview import estimate, memory_of, preview, show
 from components.rewards import VerifierReward
 from components.training import load_config
 
@@ -205,3 +206,24 @@ def test_the_papers_runs_have_the_published_settings(name, published):
 def test_all_methods_of_a_task_are_validated_alike(name):
     ebft = re.sub(r"_(ebft|sft|rlvr)", "_ebft", name)
     assert config(name).validation == config(ebft).validation
+
+
+CHOOSING = re.findall(
+    r"^\| `(\w+/\w+)` \| (\d.*) \| (\d.*) \|$", (ROOT / "configs" / "README.md").read_text(), re.MULTILINE
+)
+
+
+def peak(name, ranks):
+    """As ``configs/README.md`` has it: the peak of a process by the header's command, and what waits in CPU memory."""
+    path = CONFIGS[name]
+    (command,) = [words for words in commands(path, "tune run") if words[3] == str(ranks)]
+    with preview(load_config(path, [word for word in command[7:] if "=" in word])) as found:
+        memory = memory_of(found, ranks=ranks)
+    offloaded = sum(memory.offloaded.values())
+    return f"{memory.peak / GIB:.0f}" + (f" + {offloaded / GIB:.0f} CPU" if offloaded else "")
+
+
+@pytest.mark.parametrize("row", CHOOSING, ids=lambda row: row[0])
+def test_the_table_to_choose_by_is_what_is_estimated_now(row):
+    name, *cells = row
+    assert cells == [peak(name, 1), peak(name, 8)]

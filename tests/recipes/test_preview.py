@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from components.estimate import GIB, estimate_memory, held_bytes
-from components.estimate.flops import Step
+from components.estimate.flops import Step, flops_of
 from components.features import FrozenNetwork
 from components.models import KNOWN, Policy, deferred_weights, known_config, load_decoder, write_stand_in
-from components.preview import memory_of, preview, step_of
+from components.preview import arithmetic_of, memory_of, preview, step_of
 from components.training import load_config
 from tests.checkpoints import write_model
 from tests.recipes.test_cli import ebft
@@ -129,6 +129,49 @@ def test_a_reference_of_its_own_and_gradients_that_wait_are_counted(overrides): 
     assert two["whole gradients"] == 4 * numbers
     with preview(load_config(QUICKSTART, [*settings, "reduce_every_micro_batch=true"])) as found:
         assert "whole gradients" not in memory_of(found, ranks=2).held
+
+
+def test_copies_of_the_weights_divide_those_that_share_them(overrides):  # noqa: F811
+    def held(ranks, replicate):
+        with preview(load_config(QUICKSTART, [*overrides, f"data_parallel_replicate={replicate}"])) as found:
+            return memory_of(found, ranks=ranks).held
+
+    assert held(8, 8) == held(1, 1)
+    assert held(8, 2) == held(4, 1) != held(8, 1)
+    with pytest.raises(ValueError, match="data_parallel_replicate is 3, which does not divide 8 processes"):
+        held(8, 3)
+
+
+def test_what_is_offloaded_is_no_part_of_a_gpus_peak(overrides):  # noqa: F811
+    def memory(*settings):
+        with preview(load_config(QUICKSTART, [*overrides, *settings])) as found:
+            return memory_of(found)
+
+    here, away = memory("device=cuda"), memory("device=cuda", "cpu_offload=true")
+    bytes_of_weights = here.held["weights"]
+    assert away.offloaded == {
+        "weights": bytes_of_weights,
+        "optimizer": here.held["optimizer"],
+        "gradients": here.phases["update"]["gradients"],
+    }
+    # All weights come for the rollouts, and go again.
+    assert away.phases["rollouts"]["weights, gathered"] == bytes_of_weights
+    assert "gradients" not in away.phases["update"]
+    assert memory("cpu_offload=true").offloaded == {}  # on a CPU they are where they are anyway
+
+
+def test_features_cost_what_the_layers_up_to_the_deepest_cost(overrides):  # noqa: F811
+    def flops(*settings):
+        with preview(load_config(QUICKSTART, [*overrides, *settings])) as found:
+            return arithmetic_of(found), found
+
+    half, found = flops("feature_extractor.layers=[0.5]")
+    assert half == flops_of(found.model_config, step_of(found), deepest_tap=0.5, ce=True)
+    whole, _ = flops("feature_extractor.layers=[0.25,4]", "gradient_accumulation_steps=3")
+    assert whole["features"] == pytest.approx(3 * 2 * half["features"])  # a network of 4 layers
+    assert whole["update"] == 3 * half["update"]
+    bare, _ = flops("loss.rl_coef=0", "~validation")
+    assert bare.keys() == {"update"}
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
