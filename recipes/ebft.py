@@ -78,6 +78,7 @@ class EBFTRecipe:
                     held_out, batch_size=cfg.validation.batch_size, seed=0, shuffle=False, rank=rank, world_size=world
                 )
 
+        training.rehearse(cfg, max_steps=self.max_steps)
         with training.timed("model"), deferred_weights():
             self.policy = Policy(training.instantiate(cfg.model, path="model"))
             vocabulary = self.policy.decoder.tok_embeddings.num_embeddings
@@ -116,16 +117,7 @@ class EBFTRecipe:
             self.optimizer = training.instantiate(
                 cfg.optimizer, path="optimizer", kind=training.Optimizer, params=trained
             )
-            self.lr_scheduler = None
-            if "lr_scheduler" in cfg:
-                known = {"max_steps": self.max_steps} if training.accepts(cfg.lr_scheduler, "max_steps") else {}
-                self.lr_scheduler = training.instantiate(
-                    cfg.lr_scheduler,
-                    path="lr_scheduler",
-                    kind=training.Scheduler,
-                    optimizer=self.optimizer,
-                    **known,
-                )
+            self.lr_scheduler = training.build_scheduler(cfg, self.optimizer, max_steps=self.max_steps)
             self.checkpointer = training.instantiate(
                 cfg.checkpointer,
                 path="checkpointer",
@@ -374,8 +366,10 @@ def main() -> int:
     """Run the recipe; what a user can mend is said in one sentence, without a traceback, and by one process."""
     mistakes: tuple[type[Exception], ...] = (ValueError,)
     try:
-        recipe = EBFTRecipe(training.parse_args())
-        recipe.setup()
+        cfg = training.parse_args()
+        with training.naming_file(cfg):
+            recipe = EBFTRecipe(cfg)
+            recipe.setup()
         mistakes = (FloatingPointError, training.CheckpointError, SandboxError)
         recipe.train()
         recipe.cleanup()

@@ -161,8 +161,10 @@ def main() -> int:
     """Run the recipe; what a user can mend is said in one sentence, without a traceback, and by one process."""
     mistakes: tuple[type[Exception], ...] = (ValueError,)
     try:
-        recipe = EvaluationRecipe(training.parse_args())
-        recipe.setup()
+        cfg = training.parse_args()
+        with training.naming_file(cfg):
+            recipe = EvaluationRecipe(cfg)
+            recipe.setup()
         mistakes = (FloatingPointError, evaluation.NothingToMeasure)
         recipe.evaluate()
         recipe.save()

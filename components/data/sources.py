@@ -18,7 +18,7 @@ _GROUP = "group"
 
 
 class NotHere(ValueError):
-    """A path that names nothing here, and that the hub does not have or cannot be asked for."""
+    """A dataset id that the hub does not have, or that it cannot be asked for."""
 
 
 def load_text(
@@ -200,7 +200,7 @@ def _from_hub(path: str, name: str | None, split: str, *, streaming: bool) -> An
     missing = f"path '{path}' is no file, folder or glob that matches anything here"
     # Asking the hub for what cannot be there takes half a minute of retries without a network.
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path) or Path(path).suffix in {*_ROW_FILES, ".md", ".py", ".txt"}:
-        raise NotHere(f"{missing}, and cannot be a dataset id of the Hugging Face hub; correct it")
+        raise ValueError(f"{missing}, and cannot be a dataset id of the Hugging Face hub; correct it, or make it first")
     try:
         return datasets.load_dataset(path, name, split=split, streaming=streaming)
     except (OSError, ValueError, DatasetsError) as error:

@@ -20,6 +20,7 @@ def check_evaluation(cfg: DictConfig) -> None:
         ValueError: an unknown or missing key, a value of the wrong kind, or a component that does not take its arguments.
     """
     training.check_keys(cfg, REQUIRED + OPTIONAL, required=REQUIRED)
+    training.validate_config(cfg)
     for key, choices in _CHOICES.items():
         if key in cfg and cfg[key] not in choices:
             raise ValueError(f"{key} is {cfg[key]!r}; choose one of {', '.join(choices)}")
@@ -46,7 +47,6 @@ def check_evaluation(cfg: DictConfig) -> None:
             raise ValueError(f"measures.{name!s} is {node!r}; write a mapping with a _component_")
     if "checkpoint_dir" in cfg.get("model", {}):
         raise ValueError("model.checkpoint_dir: the directories stand under checkpoints; remove the key")
-    training.validate_config(cfg)
 
 
 def _check_compare_with(cfg: DictConfig) -> None:

@@ -5,6 +5,7 @@ from components.training.config import (
     check_keys,
     diff_configs,
     load_config,
+    naming_file,
     parse_args,
     plain_values,
     save_config,
@@ -35,6 +36,7 @@ from components.training.parts import Measuring, Parts, build_parts
 from components.training.placement import place
 from components.training.preflight import check_parts
 from components.training.progress import Progress, Trend, terminal
+from components.training.rehearsal import build_scheduler, rehearse
 from components.training.resuming import Checkpoint, check_frozen, find_checkpoint, frozen_weights
 from components.training.samples import (
     KeptBlock,
@@ -71,6 +73,7 @@ __all__ = [
     "accepts",
     "build_loggers",
     "build_parts",
+    "build_scheduler",
     "check_frozen",
     "check_keys",
     "check_parts",
@@ -88,6 +91,7 @@ __all__ = [
     "list_checkpoints",
     "load_config",
     "load_rollouts",
+    "naming_file",
     "newest_checkpoint",
     "parse_args",
     "peak_memory_gib",
@@ -96,6 +100,7 @@ __all__ = [
     "place",
     "plain_values",
     "read_metrics",
+    "rehearse",
     "resume_command",
     "rng_state",
     "save_config",

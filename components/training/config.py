@@ -10,6 +10,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,18 @@ def is_component(value: Any) -> bool:
 def is_dotted(name: Any) -> bool:
     """Whether a value has the form ``package.module.name``."""
     return isinstance(name, str) and "." in name and all(part.isidentifier() for part in name.split("."))
+
+
+@contextmanager
+def naming_file(cfg: DictConfig) -> Iterator[None]:
+    """What is refused inside is refused with the name of the config's file."""
+    try:
+        yield
+    except ValueError as error:
+        file = file_of(cfg)
+        if file is None or file in str(error):
+            raise
+        raise ValueError(f"{error} (config file {file})") from error
 
 
 def hint(name: Any, options: Collection[str]) -> str:

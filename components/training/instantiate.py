@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -30,7 +31,9 @@ def validate_config(cfg: DictConfig) -> None:
     Raises:
         ValueError: see :func:`instantiate`.
     """
-    _check(OmegaConf.to_container(cfg), Place(file=file_of(cfg)), injected=None)
+    plain, place = OmegaConf.to_container(cfg), Place(file=file_of(cfg))
+    _check_names(plain, place)
+    _check(plain, place, injected=None)
 
 
 def check_component(node: DictConfig, path: str) -> None:
@@ -40,6 +43,7 @@ def check_component(node: DictConfig, path: str) -> None:
         ValueError: see :func:`instantiate`.
     """
     place = _place_of(node, path)
+    _check_names(plain_values(node), place)
     _check(plain_values(node), place, injected=())
 
 
@@ -72,6 +76,7 @@ def instantiate(
     place = _place_of(node, path)
     plain = plain_values(node)
     offered = offered or {}
+    _check_names(plain, place)
     _check(plain, place, injected, offered)
     built = _build(plain, place, injected, offered)
     _check_kind(built, kind, place)
@@ -98,6 +103,20 @@ def accepts(node: DictConfig, argument: str) -> bool:
     return argument not in node and argument in [parameter.name for parameter in parameters]
 
 
+def _check_names(value: Any, place: Place) -> None:
+    """A misspelt ``_component_`` makes a node a mapping like any other: said before that is wondered at."""
+    if isinstance(value, dict):
+        for name in value:
+            key = str(name)
+            meant = "_component_" not in value and key.endswith("_") and get_close_matches(key, ["_component_"])
+            if meant or (key.startswith("_") and key != "_component_"):
+                raise place.at(key).error("there is no such key; the only one of its kind is _component_")
+    for step, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    ):
+        _check_names(inner, place.at(step))
+
+
 def _check(value: Any, place: Place, injected: Collection[str] | None, offered: Collection[str] = ()) -> None:
     """Raise for the first mistake in a plain value. ``injected`` is None if what the recipe gives is not known."""
     inside = None if injected is None else ()
@@ -107,9 +126,6 @@ def _check(value: Any, place: Place, injected: Collection[str] | None, offered: 
         for index, inner in enumerate(value):
             _check(inner, place.at(index), inside, offered)
     elif isinstance(value, dict):
-        for key in value:
-            if str(key).startswith("_") and key != "_component_":
-                raise place.at(key).error("there is no such key; the only one of its kind is _component_")
         if is_component(value):
             _check_arguments(value, place, injected, offered)
         for key, inner in value.items():

@@ -1,5 +1,5 @@
-"""The swappable parts of a step, as a config names them. What a run does not use is not done: supervised fine-tuning draws no
-rollouts, and for a reward that reads no features none are made."""
+"""The swappable parts of a step, as a config names them. What a run does not use gets no weights and is not done: supervised
+fine-tuning draws no rollouts, and for a reward that reads no features none are made."""
 
 import functools
 from dataclasses import dataclass
@@ -93,27 +93,28 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
     shared = [key for key in ("generator", "reward") if "validation" in cfg and key not in cfg.validation]
     unused = [key for key in ("generator", "reward", "advantage") if key in cfg and not trains and key not in shared]
     if unused:
-        say(f"not built, since loss uses no rollouts: {', '.join(unused)}")
+        say(f"not used, since loss uses no rollouts: {', '.join(unused)}")
     drawn = []
     for used, place_of in ((trains, ""), ("validation" in cfg, "validation.")):
-        generator = build(place_of + "generator") if used else None
-        reward = build(place_of + "reward", tuple(getattr(generator, "stop_tokens", ()))) if used else None
-        drawn.append(None if generator is None or reward is None else (generator, reward))
+        generator = build(place_of + "generator")
+        reward = build(place_of + "reward", tuple(getattr(generator, "stop_tokens", ())))
+        drawn.append((generator, reward) if used and generator is not None and reward is not None else None)
+    advantage = build("advantage")
     read = any(pair is not None and getattr(pair[1], "uses_features", True) for pair in drawn)
     if read and "feature_extractor" not in cfg:
         raise ValueError("feature_extractor: this key is missing, and the reward reads features; add it")
     lends_network = "reference" in cfg and accepts(cfg.reference, "extractor")
     if lends_network and "feature_extractor" not in cfg:
         raise ValueError("feature_extractor: this key is missing, and reference uses its network; add it")
-    extractor: Any = None
+    extractor: Any = build("feature_extractor")
     if read or lends_network:
         with timed("feature network"):
-            extractor = build("feature_extractor")
             for part in vars(extractor).values():
                 if isinstance(part, nn.Module):
                     place(part, device, data_parallel_replicate=cfg.get("data_parallel_replicate", 1))
-    elif "feature_extractor" in cfg:
-        say("feature_extractor is not built: neither training nor validation reads features")
+    elif extractor is not None:
+        say("not used, since neither training nor validation reads features: feature_extractor")
+        extractor = None
     training, validation = (
         Measuring(NoRollouts(), NoFeatures(), NoReward())
         if pair is None
@@ -131,7 +132,7 @@ def build_parts(cfg: DictConfig, *, loss: Loss, policy: Policy, tokenizer: Any, 
     return Parts(
         training=training,
         validation=validation,
-        advantage=build("advantage") if trains else Reinforce(),
+        advantage=advantage if trains else Reinforce(),
         network=getattr(extractor, "network", None),
         reference=reference,
     )

@@ -93,6 +93,7 @@ def check_recipe(cfg: DictConfig) -> None:
         ValueError: an unknown or missing key, a value of the wrong kind, or a component that does not take its arguments.
     """
     check_keys(cfg, REQUIRED + OPTIONAL, required=REQUIRED)
+    validate_config(cfg)
     plain_values(cfg)  # every reference leads somewhere
     if ("max_steps" in cfg) == ("epochs" in cfg):
         raise ValueError("give either max_steps or epochs: the length of a run is stated once")
@@ -123,7 +124,6 @@ def check_recipe(cfg: DictConfig) -> None:
         for key in ("every_n_steps", "batch_size"):
             _check_count(cfg.validation, key, f"validation.{key}")
     _check_components(cfg)
-    validate_config(cfg)
     copied, read = cfg.checkpointer.get("checkpoint_dir"), cfg.model.get("checkpoint_dir")
     if read is not None and copied is not None and Path(copied).resolve() != Path(read).resolve():
         raise ValueError(

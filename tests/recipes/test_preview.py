@@ -1,6 +1,7 @@
 """``ebft validate`` and ``ebft estimate``: what they say of a run without running it, and that they need no weights."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from components.estimate.flops import Step, flops_of
 from components.features import FrozenNetwork
 from components.models import KNOWN, Policy, deferred_weights, known_config, load_decoder, write_stand_in
 from components.preview import arithmetic_of, memory_of, preview, step_of
-from components.training import load_config
+from components.training import load_config, stop
 from tests.checkpoints import write_model
 from tests.recipes.test_cli import ebft
-from tests.recipes.test_ebft import QUICKSTART, material, overrides  # noqa: F401
+from tests.recipes.test_ebft import QUICKSTART, build, material, overrides  # noqa: F401
 
+PERFORMANCE = QUICKSTART.parents[1] / "docs" / "performance.md"
 PARAMETERS = {  # as their model cards say, in millions; tied embeddings once
     "SmolLM2-135M": 134.5,
     "SmolLM2-360M": 361.8,
@@ -90,9 +92,55 @@ def test_an_average_that_cannot_follow_the_policy_is_refused(overrides, material
         pass
 
 
+def test_what_is_not_used_is_looked_at_all_the_same(overrides):  # noqa: F811
+    """A slip there would wait for the day when the coefficient is raised."""
+    for slip in ("generator.num_samples=0", "reward.whitening=full", "feature_extractor.layers=[1.5]"):
+        with (
+            pytest.raises(ValueError, match=slip.split(".")[0]),
+            preview(load_config(QUICKSTART, [*overrides, "loss.rl_coef=0", "loss.ce_coef=1", "~validation", slip])),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ["optimizer=torch.optim.SparseAdam", "~optimizer.weight_decay"],
+            r"SparseAdam cannot take a step \(RuntimeError",
+        ),
+        (["lr_scheduler={_component_: torch.optim.lr_scheduler.StepLR, step_size: 0}"], "fails after step 1 of 4"),
+        (
+            ["lr_scheduler={_component_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1, total_steps: 2}"],
+            "fails after step 3 of 4",
+        ),
+        (
+            ["lr_scheduler={_component_: torch.optim.lr_scheduler.ExponentialLR, gamma: -1.0}"],
+            "the rate of step 2 would be -0.003",
+        ),
+    ],
+)
+def test_an_optimizer_or_a_schedule_that_would_fail_on_its_way_is_refused(overrides, change, message):  # noqa: F811
+    settings = [*overrides, "~lr_scheduler", *change]
+    with pytest.raises(ValueError, match=message), preview(load_config(QUICKSTART, settings)):
+        pass
+    with pytest.raises(ValueError, match=message):
+        build(settings)
+    stop()
+
+
+def test_a_path_that_is_no_dataset_id_is_refused(overrides):  # noqa: F811
+    """What might be on the hub is not looked at, and said; a misspelt file is a mistake."""
+    with (
+        pytest.raises(ValueError, match=r"dataset.source: path 'data/trian.jsonl' is no file"),
+        preview(load_config(QUICKSTART, [*overrides, "dataset.source.path=data/trian.jsonl"])),
+    ):
+        pass
+
+
 def test_what_supervised_fine_tuning_leaves_out_is_said(overrides, caplog):  # noqa: F811
     with preview(load_config(QUICKSTART, [*overrides, "loss.rl_coef=0", "~validation"])):
-        assert "not built, since loss uses no rollouts: generator, reward, advantage" in caplog.text
+        assert "not used, since loss uses no rollouts: generator, reward, advantage" in caplog.text
 
 
 def test_a_checkpoint_that_is_not_here_is_stood_in_for(overrides, tmp_path):  # noqa: F811
@@ -191,3 +239,28 @@ def test_what_is_held_is_what_real_tensors_hold(optimizer, tmp_path):
     assert memory.held["feature network"] == held_bytes(network.parameters())
     assert not {"reference", "whole gradients"} & memory.held.keys()
     assert memory.peak < GIB
+
+
+# The runs whose peaks docs/performance.md gives, in its order.
+MEASURED = [
+    ("quickstart", []),
+    ("smollm2_135m/lora", []),
+    ("quickstart", ["batch_size=1", "dataset.seq_len=512", "activation_checkpointing=true"]),
+    ("quickstart", ["batch_size=1", "dataset.seq_len=256", "checkpointer.asynchronous=false"]),
+]
+
+
+def test_the_estimates_are_those_of_the_docs_and_within_15_percent_of_what_was_measured(tmp_path):
+    rows = [
+        line.split("|")[1:-1]
+        for line in PERFORMANCE.read_text().splitlines()
+        if re.match(r"\| `\w+.* \d\.\d\d \|$", line)
+    ]
+    assert len(rows) == len(MEASURED)
+    for (name, changes), (run, measured, estimated, _) in zip(MEASURED, rows, strict=True):
+        assert f"`{name}`" in run
+        settings = [f"model.checkpoint_dir={tmp_path}/SmolLM2-135M-Instruct", *changes]
+        with preview(load_config(QUICKSTART.parent / f"{name}.yaml", settings)) as found:
+            peak = memory_of(found).peak / GIB
+        assert peak == pytest.approx(float(estimated), abs=0.01), run
+        assert peak == pytest.approx(float(measured), rel=0.15), run
