@@ -168,8 +168,9 @@ class EBFTRecipe:
         pauses = {"saving": save_every}
         if self.validation_loader is not None:
             pauses["validation"] = cfg.validation.every_n_steps
+        history = training.read_metrics(self.output_dir)
         with (
-            training.Progress(total=self.max_steps, done=self.steps_done, pauses=pauses) as progress,
+            training.Progress(total=self.max_steps, done=self.steps_done, pauses=pauses, history=history) as progress,
             training.Interrupt(progress.note) as interrupt,
         ):
             if self._validation_due():

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
@@ -98,6 +98,7 @@ class Progress:
     Args:
         total: steps of the run.
         done: steps done before, of a run that is resumed.
+        history: what was logged in them, oldest first, so that trends go on.
         pauses: what happens between steps -> every how many steps; all of them happen after the last step, too.
         console: where to show it; by default standard error.
         clock: seconds.
@@ -109,6 +110,7 @@ class Progress:
         total: int,
         done: int,
         pauses: Mapping[str, int],
+        history: Iterable[Mapping[str, float]] = (),
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,6 +127,9 @@ class Progress:
         self._pause: tuple[str, float] | None = None
         self._note = ""
         self._open = ExitStack()
+        for metrics in history:
+            self._follow(metrics)
+        self._update()
 
     def __enter__(self) -> "Progress":
         if self._console.is_interactive:
@@ -142,9 +147,7 @@ class Progress:
         self._began = now
         self._done += 1
         self._tokens_per_second.append(metrics.get("tokens_per_second", 0.0))
-        for name in _NUMBERS:
-            if name in metrics:
-                self._trends.setdefault(name, Trend()).add(metrics[name])
+        self._follow(metrics)
         self._update()
         if logged and not self._console.is_interactive:
             numbers = ", ".join(f"{name} {metrics[key]:.4f}" for key, name in _IN_A_LINE.items() if key in metrics)
@@ -178,6 +181,11 @@ class Progress:
         return steps + sum(
             statistics.median(seconds) * self._due(self._pauses[name]) for name, seconds in self._pause_seconds.items()
         )
+
+    def _follow(self, metrics: Mapping[str, float]) -> None:
+        for name in _NUMBERS:
+            if name in metrics:
+                self._trends.setdefault(name, Trend()).add(metrics[name])
 
     def _due(self, every: int) -> int:
         """How often what happens every so many steps, and after the last, will happen yet."""

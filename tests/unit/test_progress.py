@@ -168,6 +168,16 @@ def test_the_display_says_step_time_left_speed_and_the_numbers_with_their_trends
     assert numbers[2].split()[2:] == ["0.2500", "·", "▅" * 16]
 
 
+def test_the_trends_of_a_resumed_run_go_on():
+    rows = [{"reward": step / 16, "lr": 1.0} for step in range(16)]
+    resumed = run_of(Clock(), total=40, done=15, history=rows[:15])
+    (head, number) = lines_of(resumed)
+    assert head.split("━")[0] == "step 15/40 "
+    assert number.split() == ["reward", "0.6562", "·"]  # mean of 7/16 ... 14/16; fewer than 16 steps
+    resumed.advance(rows[15], logged=False)
+    assert lines_of(resumed)[1].split() == ["reward", "0.7188", "↗", "▁▁▂▂▃▃▄▄▅▅▆▆▇▇██"]
+
+
 def test_a_run_shows_four_numbers_of_those_it_has():
     progress = run_of(Clock())
     names = ("kl", "duplicate_rollouts", "cross_entropy", "feature_matching_loss", "reward")
