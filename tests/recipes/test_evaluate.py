@@ -254,9 +254,8 @@ def test_a_damaged_result_is_named_in_one_sentence(overrides, capsys, monkeypatc
     capsys.readouterr()
     for damage in (path.read_text()[:-20], path.read_text().replace("0.0", "1.0", 1).replace("39", "38", 1), "[]"):
         path.write_text(damage)
-        assert (
-            refused(settings, capsys, monkeypatch) == f"error: {path} is damaged; delete it, and it is measured again"
-        )
+        said = refused(settings, capsys, monkeypatch)
+        assert said.startswith(f"error: {path} is damaged; delete it, and it is measured again")
         stop()
 
 

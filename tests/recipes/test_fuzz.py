@@ -20,6 +20,7 @@ from tests.recipes.test_ebft import QUICKSTART, material, overrides  # noqa: F40
 
 LORA = QUICKSTART.parent / "smollm2_135m" / "lora.yaml"
 SLIPS = 1002
+RUNS = 12  # of the slips that passed, for each of three configs
 
 
 def leaves(node, path=()):
@@ -190,7 +191,7 @@ def test_a_slip_is_refused_by_name_or_followed(start, overrides, completions, tm
     assert not wrong, "\n".join(map(str, wrong))
 
     made, plain = one_step(original), OmegaConf.to_container(original, resolve=True)
-    for (key, *parent), changed in passed.items():
+    for (key, *parent), changed in rng.sample(list(passed.items()), min(RUNS, len(passed))):
         name = "-".join(map(str, (*parent, key)))
         again = one_step(OmegaConf.create(changed | {"output_dir": str(tmp_path / name)}))
         if parent:
